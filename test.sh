@@ -1,0 +1,14 @@
+#!/bin/sh
+# All set-up, then every check and test, those in virtual machines included. Arguments
+# go to pytest.
+set -eu
+cd "$(dirname "$0")"
+. contrib/setup.sh
+
+set_up test
+.venv/bin/ruff check
+.venv/bin/ruff format --check
+.venv/bin/mypy
+# Kernels, builds and peers first: that takes long, and here it shows its progress.
+.venv/bin/python -m tests.vm fetch
+exec .venv/bin/python -m pytest "$@"

@@ -14,7 +14,7 @@ python=/usr/bin/python3 # Debian's, so that PATH does not decide which one is te
 
 # The packages from Debian, by what needs them.
 packages_venv="python3 python3-venv python3-dev gcc libc6-dev liblzo2-dev ca-certificates"
-packages_guest="qemu-system-x86 busybox-static cpio kmod"
+packages_guest="qemu-system-x86 busybox-static kmod e2fsprogs debian-archive-keyring"
 packages_kernel_build="make flex bison bc libelf-dev libssl-dev xz-utils"
 
 # Room that a filled cache takes, and that a run needs besides, in MiB.
@@ -76,7 +76,7 @@ ticker=
 stop_ticker() {
     [ -n "$ticker" ] || return 0
     kill "$ticker" 2>/dev/null
-    wait "$ticker" 2>/dev/null
+    wait "$ticker" 2>/dev/null || :
     ticker=
     if [ -t 2 ]; then printf '\r\033[K' >&2; fi
 }
@@ -112,10 +112,10 @@ why() {
 }
 
 check_system() {
-    os=$(. /etc/os-release 2>/dev/null && echo "${ID:-} ${VERSION_ID:-}") || os=
+    os=$(. /etc/os-release 2>/dev/null && echo "${ID:-unknown} ${VERSION_ID:-}") || os=unknown
     case $os in
     "debian 12" | "debian 13") ;;
-    *) die "unsupported system: needs Debian 12 or 13, this is ${os:-unknown}" ;;
+    *) die "unsupported system: needs Debian 12 or 13, this is $os" ;;
     esac
     command -v apt-get >/dev/null || die "there is no apt-get on the PATH"
     [ "$(uname -m)" = x86_64 ] || die "unsupported system: needs x86_64, this is $(uname -m)"
@@ -128,6 +128,7 @@ open_cache() {
     *) cache=${HOME:-/root}/.cache/drgn-tools ;; # also what the specification says of a relative path
     esac
     problem=$(mkdir -p "$cache/log" 2>&1 && : 2>&1 >>"$cache/log/lock") || die "cannot use the cache: $problem"
+    export XDG_CACHE_HOME="${cache%/drgn-tools}"
     exec 9>>"$cache/log/lock"
     if ! flock -n 9; then
         say "waiting for another set-up that uses $cache"
@@ -158,7 +159,7 @@ install_packages() {
     as_root=
     if [ "$(id -u)" -ne 0 ]; then
         as_root=sudo
-        command -v sudo >/dev/null || die "not root and no sudo, to install from Debian:$missing"
+        command -v sudo >/dev/null || die "needs root, or sudo, to install from Debian:$missing"
         # Ask for the password here, where nothing else writes to the terminal.
         sudo -n true 2>/dev/null || { [ -t 0 ] && sudo true; } ||
             die "sudo does not let this user install from Debian:$missing"

@@ -75,7 +75,7 @@ step() {
 ticker=
 stop_ticker() {
     [ -n "$ticker" ] || return 0
-    kill "$ticker" 2>/dev/null
+    kill "$ticker" 2>/dev/null || :
     wait "$ticker" 2>/dev/null || :
     ticker=
     if [ -t 2 ]; then printf '\r\033[K' >&2; fi

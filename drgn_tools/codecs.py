@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Page codecs
+-----------
+
+Compression and decompression of single pages, by the names and flag bits of
+the kdump-compressed format. Each library is imported when it is first needed;
+``benchmarks/codecs.py`` measures why it is this one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import zlib
+from types import ModuleType
+from typing import Any, Callable, NamedTuple, Union
+
+from drgn_tools.errors import DumpError
+
+Buffer = Union[bytes, memoryview]
+#: Compresses one page.
+Compress = Callable[[Buffer], bytes]
+#: Decompresses one page: (data, page size) to bytes.
+Decompress = Callable[[bytes, int], bytes]
+
+
+def _library(module: str, package: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise DumpError(
+            f"this needs the Python package {package}: pip install {package}"
+        ) from None
+
+
+def _zlib_compressor(level: int) -> Compress:
+    deflate = _library("deflate", "deflate")
+    compress: Any = deflate.zlib_compress
+    return lambda page: bytes(compress(page, level))
+
+
+def _zlib_decompressor() -> Decompress:
+    # The standard library is there even where libdeflate is not.
+    def decompress(data: bytes, size: int) -> bytes:
+        return zlib.decompressobj().decompress(data, size)
+
+    return decompress
+
+
+def _lzo_compressor(level: int) -> Compress:
+    compress: Any = _library("lzo", "python-lzo").compress
+    # python-lzo takes nothing but bytes.
+    return lambda page: compress(bytes(page), level, False)
+
+
+def _lzo_decompressor() -> Decompress:
+    decompress: Any = _library("lzo", "python-lzo").decompress
+    return lambda data, size: decompress(data, False, size)
+
+
+def _snappy_compressor(level: int) -> Compress:
+    compress: Any = _library("cramjam", "cramjam").snappy.compress_raw
+    return lambda page: bytes(compress(page))
+
+
+def _snappy_decompressor() -> Decompress:
+    snappy: Any = _library("cramjam", "cramjam").snappy
+
+    def decompress(data: bytes, size: int) -> bytes:
+        # The length that the data claims decides how much is allocated.
+        if snappy.decompress_raw_len(data) != size:
+            raise ValueError("wrong length")
+        return bytes(snappy.decompress_raw(data))
+
+    return decompress
+
+
+def _zstd_compressor(level: int) -> Compress:
+    zstandard: Any = _library("zstandard", "zstandard")
+    compress: Compress = zstandard.ZstdCompressor(level=level).compress
+    return compress
+
+
+def _zstd_decompressor() -> Decompress:
+    zstandard: Any = _library("zstandard", "zstandard")
+    context = zstandard.ZstdDecompressor()
+
+    def decompress(data: bytes, size: int) -> bytes:
+        if zstandard.frame_content_size(data) > size:
+            raise ValueError("wrong length")
+        page: bytes = context.decompress(data, max_output_size=size)
+        return page
+
+    return decompress
+
+
+class Codec(NamedTuple):
+    """One way to compress the pages of a dump."""
+
+    name: str
+    """As given to ``--compress``."""
+    flag: int
+    """``DUMP_DH_COMPRESSED_*`` bit in page descriptors and header status."""
+    levels: range
+    """Levels that may be asked for."""
+    default_level: int
+    """What makedumpfile uses."""
+    compressor: Callable[[int], Compress]
+    """Makes a function that compresses one page, given the level."""
+    decompressor: Callable[[], Decompress]
+    """Makes a function that decompresses one page."""
+
+
+_ALL = (
+    Codec("zlib", 0x01, range(1, 13), 1, _zlib_compressor, _zlib_decompressor),
+    Codec("lzo", 0x02, range(1, 10), 1, _lzo_compressor, _lzo_decompressor),
+    Codec("snappy", 0x04, range(1, 2), 1, _snappy_compressor, _snappy_decompressor),
+    Codec("zstd", 0x20, range(-7, 20), 1, _zstd_compressor, _zstd_decompressor),
+)
+#: Codecs by name.
+CODECS = {codec.name: codec for codec in _ALL}
+#: Codecs by their bit in a page descriptor.
+BY_FLAG = {codec.flag: codec for codec in _ALL}
+
+
+def parse(text: str) -> tuple[Codec, int]:
+    """
+    ``NAME[:LEVEL]`` as a codec and a level.
+
+    :raises DumpError: for an unknown name or a level that the codec lacks.
+    """
+    name, separator, number = text.partition(":")
+    codec = CODECS.get(name)
+    if codec is None:
+        raise DumpError(f"unknown codec {name!r}: one of {', '.join(CODECS)}")
+    if not separator:
+        return codec, codec.default_level
+    try:
+        level = int(number)
+    except ValueError:
+        level = codec.levels.stop
+    if level not in codec.levels or (level == 0 and name == "zstd"):
+        raise DumpError(
+            f"{name} has levels {codec.levels.start} to {codec.levels.stop - 1}, "
+            f"not {number!r}"
+        )
+    return codec, level

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""ELF notes, as they lie in a PT_NOTE segment or in a kdump sub header."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_NHDR = struct.Struct("<III")
+NT_PRSTATUS = 1
+
+
+class Note(NamedTuple):
+    """One ELF note."""
+
+    name: bytes
+    type: int
+    offset: int
+    """Of the descriptor, from the start of the blob."""
+    desc: bytes
+
+
+def iter_notes(blob: bytes) -> Iterator[Note]:
+    """
+    Notes of a 64-bit little-endian dump, up to the first that does not fit.
+
+    The kernel pads names and descriptors to 4 bytes (:linux:`fs/proc/vmcore.c`).
+    """
+    offset = 0
+    while offset + _NHDR.size <= len(blob):
+        namesz, descsz, kind = _NHDR.unpack_from(blob, offset)
+        name_at = offset + _NHDR.size
+        desc_at = name_at + (namesz + 3 & ~3)
+        end = desc_at + descsz
+        if end > len(blob) or (not namesz and not descsz):
+            return
+        name = blob[name_at : name_at + namesz].rstrip(b"\0")
+        yield Note(name, kind, desc_at, blob[desc_at:end])
+        offset = desc_at + (descsz + 3 & ~3)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Kernel virtual to physical addresses
+------------------------------------
+
+Walks the crashed kernel's own page tables, starting from what VMCOREINFO
+says. x86-64, 4 and 5 levels, pages of 4 KiB, 2 MiB and 1 GiB, SME.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Callable
+
+from drgn_tools.errors import DumpError
+from drgn_tools.vmcoreinfo import Vmcoreinfo, require
+
+_U64 = (1 << 64) - 1
+# __START_KERNEL_map: where the kernel image is mapped
+# (:linux:`arch/x86/include/asm/page_64_types.h`).
+_START_KERNEL_MAP = 0xFFFFFFFF80000000
+_PAGE_PRESENT = 1 << 0
+_PAGE_PSE = 1 << 7
+# Bits 12..51 of an entry hold the address.
+_ADDRESS_MASK = ((1 << 52) - 1) & ~0xFFF
+# Page-table pages kept by a translator; a walk down one vmemmap uses few.
+_CACHED_TABLES = 64
+
+#: Reads physical memory: (paddr, size) to bytes.
+ReadPhysical = Callable[[int, int], bytes]
+
+
+class Translator:
+    """
+    Page tables of a dumped x86-64 kernel.
+
+    :param info: the kernel's VMCOREINFO.
+    :param read: reads physical memory; raises
+        :class:`~drgn_tools.errors.MissingMemory` where there is none.
+    :raises DumpError: if VMCOREINFO does not say where the page tables are.
+    """
+
+    def __init__(self, info: Vmcoreinfo, read: ReadPhysical) -> None:
+        self._read = read
+        self._tables: dict[int, bytes] = {}
+        # NUMBER(phys_base) may be negative.
+        phys_base = require(
+            info.number("phys_base"), "NUMBER(phys_base)", -(1 << 52), 1 << 52
+        )
+        # init_top_pgt since 4.13 (65ade2f872b4); swapper_pg_dir is an alias of
+        # it that VMCOREINFO always has; init_level4_pgt before.
+        root = None
+        for name in ("init_top_pgt", "swapper_pg_dir", "init_level4_pgt"):
+            root = info.symbol(name)
+            if root is not None:
+                break
+        root = require(root, "SYMBOL(init_top_pgt)", _START_KERNEL_MAP, _U64 - 0xFFF)
+        # sme_mask since 4.17; 0 or one high bit of physical addresses.
+        self._mask = _ADDRESS_MASK & ~(info.number("sme_mask") or 0)
+        self._root = root - _START_KERNEL_MAP + phys_base
+        if self._root < 0 or self._root & 0xFFF:
+            raise DumpError("VMCOREINFO is damaged: the page table is misplaced")
+        # Since 4.17; before, no kernel had 5 levels.
+        self.levels = 5 if info.number("pgtable_l5_enabled") else 4
+
+    def translate(self, vaddr: int) -> tuple[int, int]:
+        """
+        Physical address behind *vaddr*, and how many bytes are contiguous there.
+
+        :raises MissingMemory: if a page table is not in the dump.
+        :raises DumpError: if the kernel does not map *vaddr*.
+        """
+        table = self._root
+        for level in range(self.levels - 1, -1, -1):
+            shift = 12 + 9 * level
+            index = vaddr >> shift & 511
+            entry = int.from_bytes(
+                self._table(table)[8 * index : 8 * index + 8], "little"
+            )
+            if not entry & _PAGE_PRESENT:
+                break
+            address = entry & self._mask
+            if level == 0 or (level < 3 and entry & _PAGE_PSE):
+                size = 1 << shift
+                offset = vaddr & (size - 1)
+                return (address & ~(size - 1)) + offset, size - offset
+            table = address
+        raise DumpError(f"kernel address {vaddr:#x} is not mapped")
+
+    def ranges(self, vaddr: int, size: int) -> Iterator[tuple[int, int]]:
+        """
+        Physical ranges (paddr, size) behind [*vaddr*, *vaddr* + *size*), in
+        order, neighbours merged.
+
+        :raises DumpError: like :meth:`translate`.
+        """
+        if vaddr < 0 or vaddr + size > _U64:
+            raise DumpError(f"kernel address {vaddr:#x} is not mapped")
+        start = length = 0
+        while size > 0:
+            paddr, contiguous = self.translate(vaddr)
+            contiguous = min(contiguous, size)
+            if length and start + length == paddr:
+                length += contiguous
+            else:
+                if length:
+                    yield start, length
+                start, length = paddr, contiguous
+            vaddr += contiguous
+            size -= contiguous
+        if length:
+            yield start, length
+
+    def read(self, vaddr: int, size: int) -> bytes:
+        """
+        Memory at a kernel virtual address, copied.
+
+        :raises DumpError: like :meth:`translate`, or if the memory is missing.
+        """
+        return b"".join(
+            self._read(paddr, length) for paddr, length in self.ranges(vaddr, size)
+        )
+
+    def _table(self, paddr: int) -> bytes:
+        table = self._tables.get(paddr)
+        if table is None:
+            if len(self._tables) >= _CACHED_TABLES:
+                self._tables.clear()
+            table = self._tables[paddr] = self._read(paddr, 4096)
+        return table

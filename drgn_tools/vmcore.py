@@ -1,0 +1,576 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Dumps as physical memory
+------------------------
+
+:func:`open_vmcore` opens an ELF64 core (/proc/vmcore, a copy of it, what QEMU
+writes) or a kdump-compressed file and gives its physical memory: which page
+frames there are, which of them have data, and the data itself. An ELF core is
+mapped in bounded windows, and pages come without copying where they can.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import mmap
+import os
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from drgn_tools import codecs
+from drgn_tools.errors import DumpError, MissingMemory
+from drgn_tools.formats import kdump
+from drgn_tools.formats.notes import NT_PRSTATUS, iter_notes
+from drgn_tools.translate import Translator
+from drgn_tools.vmcoreinfo import Vmcoreinfo
+
+_PAGE_SIZE = 4096
+# x86-64 has 52 bits of physical address.
+_MAX_PADDR = 1 << 52
+# Device dumps are among the notes and may be large; more than this is damage.
+_MAX_NOTES = 1 << 30
+# The kernel keeps VMCOREINFO in one page; QEMU takes up to 1 MiB.
+_MAX_VMCOREINFO = 1 << 20
+# struct new_utsname: six fields.
+_UTS_FIELD = 65
+_UTS_FIELDS = 6
+# Decompressed pages that a kdump-compressed input keeps: the page tables and
+# the descriptions of one section.
+_CACHED_PAGES = 1024
+
+Bytes = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
+Pfns = npt.NDArray[np.int64]
+
+
+class Run(NamedTuple):
+    """Consecutive page frames."""
+
+    pfn: int
+    end_pfn: int
+
+
+def merge_runs(runs: list[Run]) -> list[Run]:
+    """Union of *runs*, in order, neighbours joined."""
+    merged: list[Run] = []
+    for run in sorted(runs):
+        if run.pfn >= run.end_pfn:
+            continue
+        if merged and run.pfn <= merged[-1].end_pfn:
+            if run.end_pfn > merged[-1].end_pfn:
+                merged[-1] = Run(merged[-1].pfn, run.end_pfn)
+        else:
+            merged.append(run)
+    return merged
+
+
+class Vmcore:
+    """
+    The physical memory of a dump. Made by :func:`open_vmcore`.
+
+    Only page frames in :attr:`data_runs` can be read, and of these only the
+    ones that :meth:`present` tells.
+    """
+
+    format: str
+    """What the file is, for people."""
+    page_size: int
+    notes: bytes
+    """ELF notes, verbatim."""
+    vmcoreinfo: Vmcoreinfo | None = None
+    vmcoreinfo_place: tuple[int, int] = (0, 0)
+    """Offset of the VMCOREINFO text in :attr:`notes`, and its size."""
+    nr_cpus: int = 0
+    """CPUs whose registers are in the notes."""
+    ram_runs: list[Run]
+    """Page frames that the machine had, as far as the dump tells."""
+    data_runs: list[Run]
+    """Page frames that may have data."""
+    lost_bytes: int = 0
+    """How much of the data the file should hold and does not."""
+    header: kdump.Header | None = None
+    """Of a kdump-compressed file."""
+
+    def __init__(self, path: str, fd: int, size: int) -> None:
+        self.path = path
+        self.size = size
+        self._fd = fd
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def __enter__(self) -> Vmcore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def max_pfn(self) -> int:
+        """End of the last run of memory."""
+        return self.ram_runs[-1].end_pfn if self.ram_runs else 0
+
+    def present(self, pfn: int, end_pfn: int) -> Bools:
+        """Which page frames of a range have data."""
+        raise NotImplementedError
+
+    def pages(self, pfns: Pfns) -> Bytes:
+        """
+        Pages as an array (page frames, page size).
+
+        :param pfns: page frames with data, ascending, close together.
+        :raises MissingMemory: if a page frame has no data.
+        """
+        raise NotImplementedError
+
+    def read(self, paddr: int, size: int) -> bytes:
+        """
+        Copy of physical memory.
+
+        :raises MissingMemory: if a page of it has no data.
+        """
+        raise NotImplementedError
+
+    def view(self, paddr: int, size: int) -> Bytes:
+        """Like :meth:`read`, as an array, without copying where possible."""
+        return np.frombuffer(self.read(paddr, size), np.uint8)
+
+    @functools.cached_property
+    def kernel(self) -> Translator:
+        """
+        Kernel virtual memory.
+
+        :raises DumpError: if the dump does not say where page tables are.
+        """
+        if self.vmcoreinfo is None:
+            raise DumpError(f"{self.path} has no VMCOREINFO")
+        return Translator(self.vmcoreinfo, self.read)
+
+    def utsname(self) -> tuple[bytes, ...]:
+        """
+        ``struct new_utsname`` of the crashed kernel; empty fields if unknown.
+        """
+        unknown = (b"Linux", b"", b"", b"", b"x86_64", b"")
+        info = self.vmcoreinfo
+        symbol = info.symbol("init_uts_ns") if info else None
+        if info is None or symbol is None:
+            return self.header.utsname if self.header else unknown
+        # OFFSET(uts_namespace.name) since 5.11 (9a56493f6942); before, a
+        # 4-byte kref was in front of it.
+        offset = info.offset("uts_namespace.name")
+        try:
+            raw = self.kernel.read(
+                symbol + (4 if offset is None else offset), _UTS_FIELD * _UTS_FIELDS
+            )
+        except DumpError:
+            release = info.text("OSRELEASE") or ""
+            return (b"Linux", b"", release.encode(), b"", b"x86_64", b"")
+        return tuple(
+            raw[i : i + _UTS_FIELD].split(b"\0", 1)[0]
+            for i in range(0, len(raw), _UTS_FIELD)
+        )
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        """What the file has at *offset*: less than *size* bytes only at its end."""
+        parts = []
+        while size > 0:
+            try:
+                part = os.pread(self._fd, size, offset)
+            except (OSError, OverflowError) as error:
+                why = getattr(error, "strerror", None) or "impossible offset"
+                raise DumpError(f"cannot read at offset {offset:#x}: {why}") from None
+            if not part:
+                break
+            parts.append(part)
+            size -= len(part)
+            offset += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _set_notes(self, notes: bytes) -> None:
+        self.notes = notes
+        for note in iter_notes(notes):
+            if note.name == b"CORE" and note.type == NT_PRSTATUS:
+                self.nr_cpus += 1
+            elif (
+                note.name == b"VMCOREINFO"
+                and self.vmcoreinfo is None
+                and len(note.desc) <= _MAX_VMCOREINFO
+            ):
+                self.vmcoreinfo = Vmcoreinfo(note.desc)
+                self.vmcoreinfo_place = (note.offset, len(note.desc))
+
+
+class _Extent(NamedTuple):
+    """Physical memory and where it is in the file."""
+
+    paddr: int
+    end: int
+    offset: int
+
+
+def _pages_of(paddr: int, end: int) -> Run:
+    """Page frames that hold any byte of [*paddr*, *end*)."""
+    return Run(paddr // _PAGE_SIZE, -(-end // _PAGE_SIZE))
+
+
+class _ElfVmcore(Vmcore):
+    """An ELF64 core file, or /proc/vmcore."""
+
+    format = "ELF core"
+
+    def __init__(self, path: str, fd: int, size: int) -> None:
+        super().__init__(path, fd, size)
+        # 26 ms to import, and a kdump-compressed input does not need it.
+        from drgn_tools.formats.elf import read_segments
+
+        segments = read_segments(self._pread)
+        notes = b""
+        for segment in segments:
+            if segment.type == "PT_NOTE":
+                if segment.filesz > _MAX_NOTES:
+                    raise DumpError("its notes are too large: damaged")
+                part = self._pread(segment.filesz, segment.offset)
+                self.lost_bytes += segment.filesz - len(part)
+                notes += part
+        self._set_notes(notes)
+        # x86-64 has no other page size.
+        self.page_size = _PAGE_SIZE
+        self._mappable = True
+
+        ram = []
+        extents = []
+        for segment in segments:
+            end = segment.paddr + segment.memsz
+            # /proc/kcore gives -1 for what is not in the direct map.
+            if segment.type != "PT_LOAD" or not segment.memsz or end > _MAX_PADDR:
+                continue
+            ram.append(_pages_of(segment.paddr, end))
+            filesz = min(segment.filesz, segment.memsz)
+            in_file = max(0, min(filesz, size - segment.offset))
+            self.lost_bytes += filesz - in_file
+            if in_file:
+                extents.append(
+                    _Extent(segment.paddr, segment.paddr + in_file, segment.offset)
+                )
+        self.ram_runs = merge_runs(ram)
+        if not self.ram_runs:
+            raise DumpError("an ELF core without memory segments")
+        # The kernel image is in two segments: take every byte once.
+        self._extents: list[_Extent] = []
+        taken = 0
+        for paddr, end, offset in sorted(extents):
+            start = max(paddr, taken)
+            if start < end:
+                self._extents.append(_Extent(start, end, offset + start - paddr))
+                taken = end
+        self.data_runs = merge_runs([_pages_of(e.paddr, e.end) for e in self._extents])
+        self._starts = [extent.paddr for extent in self._extents]
+        # Per extent, the page frames that lie in it whole.
+        self._first_whole = np.array(
+            [-(-e.paddr // _PAGE_SIZE) for e in self._extents], np.int64
+        )
+        self._end_whole = np.array(
+            [e.end // _PAGE_SIZE for e in self._extents], np.int64
+        )
+
+    def present(self, pfn: int, end_pfn: int) -> Bools:
+        return runs_mask(self.data_runs, pfn, end_pfn)
+
+    def pages(self, pfns: Pfns) -> Bytes:
+        size = self.page_size
+        extent = np.searchsorted(self._first_whole, pfns, "right") - 1
+        whole = (extent >= 0) & (pfns < self._end_whole[extent])
+        if whole.all() and len(pfns) and extent[0] == extent[-1]:
+            return self._whole_pages(int(extent[0]), pfns)
+        result = np.empty((len(pfns), size), np.uint8)
+        for index in np.unique(extent[whole]).tolist():
+            chosen = whole & (extent == index)
+            result[chosen] = self._whole_pages(index, pfns[chosen])
+        # Pages at the edge of an extent: rare, put together piece by piece.
+        for i in np.flatnonzero(~whole).tolist():
+            page = self.read(int(pfns[i]) * size, size)
+            result[i] = np.frombuffer(page, np.uint8)
+        return result
+
+    def _whole_pages(self, index: int, pfns: Pfns) -> Bytes:
+        """Pages that lie whole in one extent."""
+        size = self.page_size
+        extent = self._extents[index]
+        first, last = int(pfns[0]), int(pfns[-1])
+        offset = extent.offset + first * size - extent.paddr
+        raw = self._map(offset, (last + 1 - first) * size)
+        pages = raw.reshape(-1, size)
+        if len(pages) == len(pfns):
+            return pages
+        # One copy of what is wanted, instead of a Python step per run.
+        return pages[pfns - first]
+
+    def view(self, paddr: int, size: int) -> Bytes:
+        index = bisect.bisect_right(self._starts, paddr) - 1
+        if index >= 0 and paddr + size <= self._extents[index].end:
+            extent = self._extents[index]
+            return self._map(extent.offset + paddr - extent.paddr, size)
+        return super().view(paddr, size)
+
+    def read(self, paddr: int, size: int) -> bytes:
+        parts = []
+        end = paddr + size
+        page_mask = ~(self.page_size - 1)
+        while paddr < end:
+            index = bisect.bisect_right(self._starts, paddr) - 1
+            if index >= 0 and paddr < self._extents[index].end:
+                extent = self._extents[index]
+                length = min(end, extent.end) - paddr
+                part = self._pread(length, extent.offset + paddr - extent.paddr)
+                if len(part) < length:
+                    raise MissingMemory(paddr + len(part), "beyond the end of the file")
+                parts.append(part)
+            else:
+                # Bytes beside memory, in a page that is partly memory, are
+                # zero: as every reader of ELF cores has it.
+                if not self.present(
+                    paddr // self.page_size, paddr // self.page_size + 1
+                )[0]:
+                    raise MissingMemory(paddr)
+                stop = min(end, (paddr & page_mask) + self.page_size)
+                if index + 1 < len(self._starts):
+                    stop = min(stop, self._starts[index + 1])
+                length = stop - paddr
+                parts.append(bytes(length))
+            paddr += length
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _map(self, offset: int, size: int) -> Bytes:
+        """A piece of the file, mapped if it can be, else read."""
+        if self._mappable:
+            start = offset & -mmap.ALLOCATIONGRANULARITY
+            try:
+                window = mmap.mmap(
+                    self._fd,
+                    offset + size - start,
+                    flags=mmap.MAP_PRIVATE,
+                    prot=mmap.PROT_READ,
+                    offset=start,
+                )
+            except (OSError, ValueError):
+                # /proc/vmcore before 3.10, FUSE files and the like.
+                self._mappable = False
+            else:
+                return np.frombuffer(window, np.uint8, size, offset - start)
+        data = self._pread(size, offset)
+        if len(data) < size:
+            raise DumpError(f"{self.path} ends early: it changed while it was read")
+        return np.frombuffer(data, np.uint8)
+
+
+class _KdumpVmcore(Vmcore):
+    """A kdump-compressed file."""
+
+    format = "kdump-compressed"
+
+    def __init__(self, path: str, fd: int, size: int) -> None:
+        super().__init__(path, fd, size)
+        block0 = self._pread(4096, 0)
+        block = kdump.block_size(block0)
+        header = kdump.unpack_headers(block0, self._pread(4096, block), size)
+        if header.split:
+            raise DumpError("one part of a split dump; reassemble it first")
+        self.header = header
+        self.page_size = header.block_size
+        if header.size_note > _MAX_NOTES or header.size_vmcoreinfo > _MAX_VMCOREINFO:
+            raise DumpError("the kdump header is damaged: its notes are too large")
+        self._set_notes(self._pread(header.size_note, header.offset_note))
+        if self.vmcoreinfo is None and header.size_vmcoreinfo:
+            # Versions 3 and later may have the text without the note.
+            self.vmcoreinfo = Vmcoreinfo(
+                self._pread(header.size_vmcoreinfo, header.offset_vmcoreinfo)
+            )
+        if not self.nr_cpus:
+            self.nr_cpus = header.nr_cpus
+        size_in_use = -(-header.max_mapnr // 8)
+        self.ram_runs = _bitmap_runs(
+            self._pread(size_in_use, header.bitmap_offset), header.max_mapnr
+        )
+        self.data_runs = self.ram_runs
+        self._bitmap = np.frombuffer(
+            self._pread(size_in_use, header.bitmap_offset + header.bitmap_size),
+            np.uint8,
+        )
+        # Descriptors before each piece of the bitmap.
+        padded = np.zeros(-(-len(self._bitmap) // _RANK_STEP) * _RANK_STEP, np.uint8)
+        padded[: len(self._bitmap)] = BITS_SET[self._bitmap]
+        counts = padded.reshape(-1, _RANK_STEP).sum(axis=1, dtype=np.int64)
+        self._rank = np.concatenate(([0], np.cumsum(counts)))
+        self._decompress: dict[int, codecs.Decompress] = {}
+        self._cache: dict[int, bytes] = {}
+
+    @property
+    def dumped_pages(self) -> int:
+        """Pages with a descriptor."""
+        return int(self._rank[-1])
+
+    def present(self, pfn: int, end_pfn: int) -> Bools:
+        has = np.zeros(end_pfn - pfn, np.bool_)
+        end = min(end_pfn, len(self._bitmap) * 8)
+        if pfn < end:
+            has[: end - pfn] = bitmap_slice(self._bitmap, pfn, end)
+            assert self.header is not None
+            if self.header.status & kdump.STATUS_INCOMPLETE and has.any():
+                found = pfn + np.flatnonzero(has)
+                has[found - pfn] = self._descriptors(found)["offset"] != 0
+        return has
+
+    def pages(self, pfns: Pfns) -> Bytes:
+        result = np.empty((len(pfns), self.page_size), np.uint8)
+        for i, descriptor in enumerate(self._descriptors(pfns)):
+            page = self._page_data(int(pfns[i]), descriptor)
+            result[i] = np.frombuffer(page, np.uint8)
+        return result
+
+    def read(self, paddr: int, size: int) -> bytes:
+        parts = []
+        end = paddr + size
+        while paddr < end:
+            pfn, skip = divmod(paddr, self.page_size)
+            length = min(end - paddr, self.page_size - skip)
+            page = self._cache.get(pfn)
+            if page is None:
+                pfns = np.array([pfn], np.int64)
+                page = self._page_data(pfn, self._descriptors(pfns)[0])
+                if len(self._cache) >= _CACHED_PAGES:
+                    self._cache.clear()
+                self._cache[pfn] = page
+            parts.append(page[skip : skip + length])
+            paddr += length
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _descriptors(self, pfns: Pfns) -> Any:
+        if not len(pfns):
+            return np.empty(0, kdump.DESCRIPTOR)
+        assert self.header is not None
+        if not 0 <= pfns[0] <= pfns[-1] < self.header.max_mapnr:
+            raise MissingMemory(int(pfns[-1]) * self.page_size)
+        first, last = int(pfns[0]), int(pfns[-1])
+        # Number the dumped pages from the start of first's piece.
+        piece = first // (8 * _RANK_STEP)
+        start = piece * 8 * _RANK_STEP
+        dumped = bitmap_slice(self._bitmap, start, last + 1)
+        missing = np.flatnonzero(~dumped[pfns - start])
+        if len(missing):
+            raise MissingMemory(int(pfns[missing[0]]) * self.page_size, "excluded")
+        ranks = np.cumsum(dumped)[pfns - start] - 1 + int(self._rank[piece])
+        base, count = int(ranks[0]), int(ranks[-1] - ranks[0]) + 1
+        item = kdump.DESCRIPTOR.itemsize
+        raw = self._pread(item * count, self.header.descriptors_offset + item * base)
+        if len(raw) < item * count:
+            raise MissingMemory(first * self.page_size, "beyond the end of the file")
+        descriptors = np.frombuffer(raw, kdump.DESCRIPTOR)
+        return descriptors[ranks - base]
+
+    def _page_data(self, pfn: int, descriptor: Any) -> bytes:
+        offset, size = int(descriptor["offset"]), int(descriptor["size"])
+        flags = int(descriptor["flags"])
+        paddr = pfn * self.page_size
+        if not offset:
+            raise MissingMemory(paddr, "missing from this incomplete dump")
+        if not 0 < size <= self.page_size or offset < 0 or offset + size > self.size:
+            raise MissingMemory(paddr, "unreadable: its descriptor is damaged")
+        data = self._pread(size, offset)
+        if not flags and size == self.page_size:
+            return data
+        decompress = self._decompress.get(flags)
+        if decompress is None:
+            codec = codecs.BY_FLAG.get(flags)
+            if codec is None:
+                raise MissingMemory(paddr, "unreadable: its descriptor is damaged")
+            decompress = self._decompress[flags] = codec.decompressor()
+        try:
+            page = decompress(data, self.page_size)
+        except Exception:  # Each library has an exception of its own.
+            page = b""
+        if len(page) != self.page_size:
+            raise MissingMemory(paddr, "unreadable: its data is damaged")
+        return page
+
+
+#: Bits set in each byte value.
+BITS_SET = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(
+    axis=1, dtype=np.uint8
+)
+# Bytes of bitmap per entry of the rank table.
+_RANK_STEP = 512
+
+
+def bitmap_slice(bitmap: Bytes, pfn: int, end_pfn: int) -> Bools:
+    """Bits *pfn* to *end_pfn* of a bitmap (lowest bit first)."""
+    first = pfn // 8
+    bits = np.unpackbits(bitmap[first : -(-end_pfn // 8)], bitorder="little")
+    return bits[pfn - 8 * first : end_pfn - 8 * first].astype(np.bool_)
+
+
+def _bitmap_runs(bitmap: bytes, max_mapnr: int) -> list[Run]:
+    """Runs of set bits."""
+    runs: list[Run] = []
+    step = 1 << 16
+    for start in range(0, len(bitmap), step):
+        piece = bitmap[start : start + step]
+        if not any(piece):
+            continue
+        bits = np.unpackbits(np.frombuffer(piece, np.uint8), bitorder="little")
+        edges = np.flatnonzero(np.diff(bits, prepend=0, append=0)) + 8 * start
+        runs += [
+            Run(first, min(end, max_mapnr))
+            for first, end in edges.reshape(-1, 2).tolist()
+        ]
+    return merge_runs(runs)
+
+
+def runs_mask(runs: list[Run], pfn: int, end_pfn: int) -> Bools:
+    """Which page frames of a range are in *runs*."""
+    mask = np.zeros(end_pfn - pfn, np.bool_)
+    index = max(0, bisect.bisect_right(runs, (pfn, end_pfn)) - 1)
+    for run in runs[index:]:
+        if run.pfn >= end_pfn:
+            break
+        mask[max(0, run.pfn - pfn) : max(0, run.end_pfn - pfn)] = True
+    return mask
+
+
+def open_vmcore(path: str) -> Vmcore:
+    """
+    Open a dump of any known format.
+
+    :raises DumpError: if the file cannot be read or is no dump.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DumpError(f"cannot open {path}: {error.strerror}") from None
+    try:
+        try:
+            magic = os.pread(fd, 16, 0)
+            size = os.lseek(fd, 0, os.SEEK_END)
+        except OSError as error:
+            raise DumpError(f"cannot read: {error.strerror}") from None
+        for known, opener in _FORMATS.items():
+            if magic.startswith(known):
+                return opener(path, fd, size)
+        if not magic:
+            raise DumpError("an empty file")
+        if magic.startswith(b"makedumpfile"):
+            raise DumpError("a flattened dump; rearrange it first (makedumpfile -R)")
+        raise DumpError("not a dump: neither an ELF core nor kdump-compressed")
+    except BaseException as error:
+        os.close(fd)
+        if isinstance(error, DumpError):
+            raise DumpError(f"{path}: {error}") from None
+        raise
+
+
+_FORMATS: dict[bytes, Callable[[str, int, int], Vmcore]] = {
+    b"\x7fELF": _ElfVmcore,
+    kdump.SIGNATURE: _KdumpVmcore,
+}

@@ -93,6 +93,8 @@ class Vmcore:
     """How much of the data the file should hold and does not."""
     header: kdump.Header | None = None
     """Of a kdump-compressed file."""
+    dumped_pages: int = 0
+    """Pages with a descriptor in a kdump-compressed file."""
 
     def __init__(self, path: str, fd: int, size: int) -> None:
         self.path = path
@@ -404,13 +406,9 @@ class _KdumpVmcore(Vmcore):
         padded[: len(self._bitmap)] = BITS_SET[self._bitmap]
         counts = padded.reshape(-1, _RANK_STEP).sum(axis=1, dtype=np.int64)
         self._rank = np.concatenate(([0], np.cumsum(counts)))
+        self.dumped_pages = int(self._rank[-1])
         self._decompress: dict[int, codecs.Decompress] = {}
         self._cache: dict[int, bytes] = {}
-
-    @property
-    def dumped_pages(self) -> int:
-        """Pages with a descriptor."""
-        return int(self._rank[-1])
 
     def present(self, pfn: int, end_pfn: int) -> Bools:
         has = np.zeros(end_pfn - pfn, np.bool_)

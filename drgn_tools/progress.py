@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Progress of long work: one line on a terminal, nothing in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+_INTERVAL = 0.2
+
+
+class Progress:
+    """
+    A line that is written over while work goes on.
+
+    :param what: what is being done.
+    :param total: how much there is to do, in any unit.
+    """
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what = what
+        self._total = max(1, total)
+        self._start = time.monotonic()
+        self._next = self._start + _INTERVAL
+        self._shown = False
+        self._terminal = sys.stderr.isatty()
+
+    def update(self, done: int) -> None:
+        """Show that *done* of the total is done, unless that was just shown."""
+        now = time.monotonic()
+        if not self._terminal or now < self._next:
+            return
+        self._next = now + _INTERVAL
+        self._shown = True
+        part = min(1.0, done / self._total)
+        left = (now - self._start) * (1 - part) / part if part else 0
+        print(
+            f"\r{self._what}: {part:4.0%}, {left:.0f} s left\x1b[K",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

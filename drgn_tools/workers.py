@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Worker processes that share nothing but counters
+------------------------------------------------
+
+No semaphores, no queues, no /dev/shm: an initramfs has none of them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import select
+import signal
+import traceback
+from typing import Callable, NoReturn
+
+import numpy as np
+
+from drgn_tools.errors import DumpError
+
+# Seconds between looks at the workers.
+_TICK = 0.1
+
+
+class Counters:
+    """
+    Numbers that processes forked later share, all zero at first.
+
+    They lie in a memory file; a record lock on it makes each addition atomic
+    and is freed by the kernel if its holder dies.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._fd = os.memfd_create("drgn-tools-counters")
+        os.ftruncate(self._fd, 8 * count)
+        self._words = np.frombuffer(mmap.mmap(self._fd, 8 * count), np.int64)
+
+    def __getitem__(self, index: int) -> int:
+        return int(self._words[index])
+
+    def add(self, index: int, amount: int) -> int:
+        """Add to a counter; returns what it was before."""
+        fcntl.lockf(self._fd, fcntl.LOCK_EX)
+        before = int(self._words[index])
+        self._words[index] = before + amount
+        fcntl.lockf(self._fd, fcntl.LOCK_UN)
+        return before
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def run_workers(count: int, work: Callable[[], None], tick: Callable[[], None]) -> None:
+    """
+    Run *work* in *count* processes until all have finished.
+
+    :param tick: called now and then while they run.
+    :raises DumpError: when the first of them fails; the others are stopped.
+    """
+    # A worker says here what went wrong. The pipe ends with the last worker.
+    read_end, write_end = os.pipe()
+    workers: set[int] = set()
+    try:
+        for _ in range(count):
+            pid = os.fork()
+            if not pid:
+                os.close(read_end)
+                _work(work, write_end)
+            workers.add(pid)
+        os.close(write_end)
+        write_end = -1
+        while workers:
+            if select.select([read_end], [], [], _TICK)[0]:
+                message = os.read(read_end, 4096)
+                if message:
+                    raise DumpError(message.decode(errors="replace"))
+            for pid in list(workers):
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    workers.remove(pid)
+                    _check(status)
+            tick()
+    finally:
+        os.close(read_end)
+        if write_end >= 0:
+            os.close(write_end)
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _check(status: int) -> None:
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        raise DumpError(f"a worker was killed ({name})")
+    if status:
+        raise DumpError("a worker failed")
+
+
+def _work(work: Callable[[], None], write_end: int) -> NoReturn:
+    status = 1
+    try:
+        # Ctrl-C reaches the whole group; the parent tidies up.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        work()
+        status = 0
+    except DumpError as error:
+        os.write(write_end, str(error).encode())
+    except OSError as error:
+        # What goes wrong with the input is a DumpError.
+        os.write(write_end, f"cannot write: {error.strerror}".encode())
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)

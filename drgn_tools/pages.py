@@ -16,6 +16,7 @@ that array into classes.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
@@ -228,7 +229,7 @@ def page_layout(info: Vmcoreinfo) -> PageLayout:
 
 
 class Spill(NamedTuple):
-    """Page frames beyond a classified piece that its last pages also cover."""
+    """Page frames beyond a classified piece whose tails belong to its last page."""
 
     pfn: int
     end_pfn: int
@@ -236,15 +237,19 @@ class Spill(NamedTuple):
 
 
 def classify(
-    words: npt.NDArray[np.uint8], pfn: int, layout: PageLayout
+    words: npt.NDArray[np.uint8],
+    pfn: int,
+    layout: PageLayout,
+    spills: Sequence[Spill] = (),
 ) -> tuple[npt.NDArray[np.uint8], list[Spill]]:
     """
     Classes of consecutive page frames.
 
     :param words: the ``struct page`` array of these frames, as bytes.
     :param pfn: the first page frame.
+    :param spills: what earlier frames spilled.
     :return: a :class:`PageClass` per frame; and what compound pages that start
-        here cover beyond the end.
+        here or before cover beyond the end.
     """
     pages = words.view(layout.dtype).reshape(-1)
     count = len(pages)
@@ -326,24 +331,20 @@ def classify(
     classes[tail] = PageClass.KERNEL
     span[tail] = 1
 
-    spills = _spread(classes, span, tail, pfn)
+    for spill in spills:
+        start, end = max(0, spill.pfn - pfn), max(0, spill.end_pfn - pfn)
+        classes[start:end][tail[start:end]] = spill.page_class
+    beyond = [spill for spill in spills if spill.end_pfn > pfn + count]
+    beyond += _spread(classes, span, tail, pfn)
     poisoned = has(layout.hwpoison)
     if poisoned.any():
         # Whoever owned it, it must not be read: neither the page nor, for a
         # compound page that is marked as a whole, any part of it.
         bad = np.where(poisoned, np.uint8(PageClass.HWPOISON), np.uint8(0))
-        span[~poisoned] = 1
-        span[~head] = 1
-        spills += _spread(bad, span, tail, pfn)
+        span[~(poisoned & head)] = 1
+        beyond += _spread(bad, span, tail, pfn)
         classes[bad != 0] = PageClass.HWPOISON
-    return classes, spills
-
-
-# Classes whose pages may be left out: these claim the whole of their span.
-# Others claim only the tails in it.
-_CLAIMS_ALL = np.zeros(len(PageClass), bool)
-for _excludable in excluded_classes(31) - {PageClass.ZERO}:
-    _CLAIMS_ALL[_excludable] = True
+    return classes, beyond
 
 
 def _spread(
@@ -352,20 +353,25 @@ def _spread(
     tail: npt.NDArray[np.bool_],
     pfn: int,
 ) -> list[Spill]:
-    """Give each page's class to all that it spans."""
+    """
+    Give each page's class to what it spans: the tails of a compound page, all
+    of a free block. So a damaged order drops nothing that is no tail.
+    """
     first = np.flatnonzero((span > 1) & (classes != PageClass.KERNEL))
     lengths = span[first]
-    beyond = first + lengths > len(classes)
+    outside = first + lengths > len(classes)
     spills = [
         Spill(pfn + len(classes), int(pfn + start + length), PageClass(classes[start]))
-        for start, length in zip(first[beyond], lengths[beyond])
+        for start, length in zip(first[outside], lengths[outside])
     ]
     lengths = np.minimum(lengths, len(classes) - first)
-    ends = np.cumsum(lengths)
-    if len(ends):
+    if len(first):
+        ends = np.cumsum(lengths)
         covered = np.repeat(first - (ends - lengths), lengths) + np.arange(ends[-1])
         inherited = np.repeat(classes[first], lengths)
-        takes = _CLAIMS_ALL[inherited] | tail[covered]
+        takes = tail[covered]
+        for whole in (PageClass.FREE, PageClass.UNACCEPTED):
+            takes |= inherited == whole
         classes[covered[takes]] = inherited[takes]
     return spills
 

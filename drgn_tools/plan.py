@@ -59,6 +59,66 @@ class Plan(NamedTuple):
     warnings: tuple[str, ...]
 
 
+class Classes(NamedTuple):
+    """Classes of consecutive page frames."""
+
+    pfn: int
+    classes: npt.NDArray[np.uint8]
+    """A :class:`PageClass` per page frame."""
+    readable: bool
+    """False if there are struct pages for them, but not in the dump."""
+
+
+class StructPages(NamedTuple):
+    """Where a kernel's struct pages are and how to read them."""
+
+    layout: PageLayout
+    sections: list[Section]
+
+
+def find_struct_pages(vmcore: Vmcore) -> StructPages:
+    """
+    Where the struct pages of a dumped kernel are.
+
+    :raises DumpError: if VMCOREINFO does not say enough to find them, or if
+        the tables that lead there are missing.
+    """
+    info = vmcore.vmcoreinfo
+    if info is None:
+        raise DumpError(f"{vmcore.path} has no VMCOREINFO")
+    layout = page_layout(info)
+    sections = mem_map(info, vmcore.kernel.read, vmcore.max_pfn)
+    if not sections:
+        raise DumpError(f"{vmcore.path}: its memory map is empty")
+    return StructPages(layout, sections)
+
+
+def page_classes(
+    vmcore: Vmcore, found: StructPages | None, max_pfn: int
+) -> Iterator[Classes]:
+    """
+    Classes of all page frames that may have data, piece by piece.
+
+    :param found: None if they are not known: all are then
+        :attr:`PageClass.UNKNOWN`.
+    :param max_pfn: no frame at or beyond this one matters.
+    """
+    spills: list[Spill] = []
+    sections = found.sections if found else []
+    for (pfn, end_pfn), section in _pieces(vmcore.data_runs, sections, max_pfn):
+        classes = np.full(end_pfn - pfn, PageClass.UNKNOWN, np.uint8)
+        if section is None or found is None:
+            yield Classes(pfn, classes, True)
+            continue
+        try:
+            words = _struct_pages(vmcore, Run(pfn, end_pfn), section, found.layout)
+        except DumpError:
+            yield Classes(pfn, classes, False)
+            continue
+        classes, spills = classify(words, pfn, found.layout, spills)
+        yield Classes(pfn, classes, True)
+
+
 def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass]) -> Plan:
     """
     Decide which pages of a dump to keep.
@@ -66,12 +126,18 @@ def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass]) -> Plan:
     :param excluded: classes to leave out.
     :raises DumpError: if VMCOREINFO does not say enough to tell them.
     """
-    layout, sections, warnings = _struct_pages(vmcore, excluded)
+    warnings = []
+    struct_pages = None
     max_mapnr = vmcore.max_pfn
-    if sections:
+    try:
+        struct_pages = find_struct_pages(vmcore)
         # What lies behind the last struct page is no memory of this kernel:
         # firmware, video memory.
-        max_mapnr = min(max_mapnr, sections[-1].end_pfn)
+        max_mapnr = min(max_mapnr, struct_pages.sections[-1].end_pfn)
+    except DumpError as error:
+        if not excluded <= _UNFILTERED:
+            raise DumpError(f"{error}; only -d 0 and -d 1 are possible") from None
+        warnings.append(f"{error}; pages are kept whatever their class")
     dumpable = new_bitmap(max_mapnr)
     leave_out = np.zeros(len(PageClass), np.bool_)
     leave_out[list(excluded)] = True
@@ -80,27 +146,15 @@ def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass]) -> Plan:
     kept = np.zeros(len(PageClass), np.int64)
     unreadable = pages = 0
     units = []
-    spills: list[Spill] = []
     total = sum(run.end_pfn - run.pfn for run in vmcore.data_runs)
     done = 0
     with Progress("classifying pages", total) as progress:
-        for piece, section in _pieces(vmcore.data_runs, sections, max_mapnr):
-            pfn, end_pfn = piece
-            classes = np.full(end_pfn - pfn, PageClass.UNKNOWN, np.uint8)
-            if section is not None and layout is not None:
-                try:
-                    classes, spilled = _classify_piece(vmcore, piece, section, layout)
-                    spills += spilled
-                except DumpError:
-                    # Better a dump too large than one that lacks the page
-                    # somebody needs.
-                    unreadable += end_pfn - pfn
-            for spill in spills:
-                classes[max(0, spill.pfn - pfn) : max(0, spill.end_pfn - pfn)] = (
-                    spill.page_class
-                )
-            spills = [spill for spill in spills if spill.end_pfn > end_pfn]
-
+        for pfn, classes, readable in page_classes(vmcore, struct_pages, max_mapnr):
+            end_pfn = pfn + len(classes)
+            if not readable:
+                # Better a dump too large than one that lacks the page that
+                # somebody needs.
+                unreadable += len(classes)
             present = vmcore.present(pfn, end_pfn)
             keep = present & ~leave_out[classes]
             found += np.bincount(classes[present], minlength=len(PageClass))
@@ -113,7 +167,7 @@ def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass]) -> Plan:
             before = pages + np.cumsum(counts) - counts
             units.append(np.stack((starts, ends, before), axis=1)[counts > 0])
             pages += int(counts.sum())
-            done += end_pfn - pfn
+            done += len(classes)
             progress.update(done)
     if unreadable:
         warnings.append(
@@ -128,22 +182,6 @@ def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass]) -> Plan:
         kept,
         tuple(warnings),
     )
-
-
-def _struct_pages(
-    vmcore: Vmcore, excluded: frozenset[PageClass]
-) -> tuple[PageLayout | None, list[Section], list[str]]:
-    """Where the struct pages are and how to read them; nothing if unknown."""
-    try:
-        info = vmcore.vmcoreinfo
-        if info is None:
-            raise DumpError(f"{vmcore.path} has no VMCOREINFO")
-        layout = page_layout(info)
-        return layout, mem_map(info, vmcore.kernel.read, vmcore.max_pfn), []
-    except DumpError as error:
-        if excluded <= _UNFILTERED:
-            return None, [], [f"{error}: pages are kept whatever their class"]
-        raise DumpError(f"{error}: only -d 0 and -d 1 are possible") from None
 
 
 def _pieces(
@@ -167,19 +205,19 @@ def _pieces(
             pfn = stop
 
 
-def _classify_piece(
+def _struct_pages(
     vmcore: Vmcore, piece: Run, section: Section, layout: PageLayout
-) -> tuple[npt.NDArray[np.uint8], list[Spill]]:
+) -> npt.NDArray[np.uint8]:
     size = layout.dtype.itemsize
-    count = piece.end_pfn - piece.pfn
     start = section.vaddr + (piece.pfn - section.pfn) * size
     parts = [
         vmcore.view(paddr, length)
-        for paddr, length in vmcore.kernel.ranges(start, count * size)
+        for paddr, length in vmcore.kernel.ranges(
+            start, (piece.end_pfn - piece.pfn) * size
+        )
     ]
     # Nearly always one huge page, so that nothing is copied.
-    words = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return classify(words, piece.pfn, layout)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def new_bitmap(bits: int) -> npt.NDArray[np.uint8]:

@@ -333,6 +333,7 @@ def capture_initramfs(path: Path, kernel: Kernel) -> Path:
         init="capture-init.sh",
         programs=("copy",),
         load=("virtio_pci", "virtio_blk"),
+        modules=(),
     )
 
 
@@ -359,7 +360,6 @@ def _round(spec: Spec, kernel: Kernel, dest: Path, temp: Path, say: Say) -> None
         temp / "initrd",
         kernel,
         programs=("agent", "fill", "kexec"),
-        modules=("zram",),
         files={
             "fill.sh": (guest.SOURCES / "fill.sh"),
             "kexec/vmlinuz": kernel.vmlinuz,

@@ -21,6 +21,18 @@ _CFLAGS = ("-static", "-O2", "-Wall")
 BOOT_MODULES = ("virtio_pci", "virtio_blk", "qemu_fw_cfg", "virtio_balloon", "ext4")
 """What every guest loads, as far as its kernel has it as modules."""
 
+SPARE_MODULES = (
+    "crc32c_generic",
+    "loop",
+    "lz4",
+    "lz4hc",
+    "lzo",
+    "lzo-rle",
+    "zram",
+    "zstd",
+)
+"""What every guest can load, by itself or with `modprobe`, likewise."""
+
 
 def program(source: Path) -> Path:
     """Compile a C program statically; return the executable, in the cache."""
@@ -120,7 +132,7 @@ def initramfs(
     init: Union[str, Path] = "init.sh",
     programs: Sequence[Union[str, Path]] = ("agent",),
     load: Sequence[str] = BOOT_MODULES,
-    modules: Sequence[str] = (),
+    modules: Sequence[str] = SPARE_MODULES,
     files: Mapping[str, Union[bytes, Path]] = {},  # noqa: B006
 ) -> Path:
     """Write an initramfs.
@@ -129,7 +141,7 @@ def initramfs(
     :param programs: C programs to put into /bin, paths or names without ".c" of
         files in guest/.
     :param load: modules that /init loads, as far as the kernel has them.
-    :param modules: modules that a command can `modprobe` later, likewise.
+    :param modules: modules that a command or the kernel can load later, likewise.
     :param files: other files: the absolute path in the guest, and the content.
     """
     busybox = bench.program("busybox")
@@ -144,6 +156,8 @@ def initramfs(
             cpio.parents(f"{folder}/x")
         cpio.add("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
         cpio.file("bin/busybox", Path(busybox).read_bytes())
+        # Where the kernel looks for modprobe.
+        cpio.add("sbin", stat.S_IFLNK | 0o777, b"bin")
         compiled = {}
         for source in programs:
             full = SOURCES / f"{source}.c" if isinstance(source, str) else source

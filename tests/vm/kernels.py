@@ -188,11 +188,18 @@ def _fetch(name: str, say: Say) -> Path:
             deb.unlink()
         shutil.rmtree(debs)
         root = work / "root"
-        for member in ("vmlinuz", "config"):
-            (root / "boot" / f"{member}-{release}").rename(work / member)
-        shutil.rmtree(root / "boot")
         if (root / "usr/lib/modules").exists():
             (root / "usr/lib").rename(root / "lib")
+        for member in ("vmlinuz", "config"):
+            # In /boot, or in newer packages beside the modules.
+            found = [
+                *(root / "boot").glob(f"{member}-{release}"),
+                *(root / "lib/modules" / release).glob(f"{member}*"),
+            ]
+            if not found:
+                raise BenchError(f"there is no {member} in the packages of {name}")
+            found[0].rename(work / member)
+        shutil.rmtree(root / "boot", ignore_errors=True)
         shutil.rmtree(root / "usr", ignore_errors=True)
         bench.run(["depmod", "-b", root, release])
         return {"release": release, "version": packages[-1].version, "sha256": sums}

@@ -7,6 +7,7 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -64,6 +65,12 @@ static void *map(size_t size, int flags)
 	return (void *)(((uintptr_t)start + HUGE - 1) & ~(HUGE - 1));
 }
 
+/* The kernel insists on telling who touches a poisoned page. */
+static void survive(int number)
+{
+	(void)number;
+}
+
 int main(int argc, char **argv)
 {
 	char name[16];
@@ -111,6 +118,7 @@ int main(int argc, char **argv)
 		}
 	} else if (!strcmp(kind, "poison")) {
 		/* One page gone hard, one soft; the rest stays. */
+		signal(SIGBUS, survive);
 		if (madvise(start + 2 * PAGE, PAGE, MADV_HWPOISON))
 			perror("fill: MADV_HWPOISON");
 		if (madvise(start + 5 * PAGE, PAGE, MADV_SOFT_OFFLINE))

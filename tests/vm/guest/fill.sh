@@ -1,6 +1,9 @@
 #!/bin/sh
 # Fill the guest's memory with one of everything; what, comes as VARIABLES in MiB.
 # The disk named "seed" is an ext4 file system with the one big file "text".
+# Little memory turns huge pages off.
+echo always > /sys/kernel/mm/transparent_hugepage/enabled
+echo always > /sys/kernel/mm/transparent_hugepage/defrag
 echo "$HUGETLB" > /proc/sys/vm/nr_hugepages
 # Dirty pages shall stay dirty.
 echo 360000 > /proc/sys/vm/dirty_expire_centisecs
@@ -50,14 +53,14 @@ kinds="anon=$ANON thp=$THP zero=$ZERO poison=1 $swap"
 [ "$HUGETLB" -gt 0 ] && kinds="$kinds hugetlb=$((HUGETLB * 2 - 4))"
 for kind in $kinds; do
 	size=${kind#*=} kind=${kind%=*}
-	fill "$kind" "$size" /mnt/text /run/$kind >> /run/fill 2>&1 &
+	fill "$kind" "$size" /mnt/text "/run/$kind" >> /run/fill 2>&1 &
+	pids="$pids $kind=$!"
 done
-for kind in $kinds; do
-	try=0
-	while [ ! -e "/run/${kind%=*}" ] && [ $try -lt 1200 ]; do
+for pid in $pids; do
+	kind=${pid%=*} pid=${pid#*=}
+	while [ ! -e "/run/$kind" ]; do
+		kill -0 "$pid" || { echo "fill $kind died"; break; }
 		sleep 0.1
-		try=$((try + 1))
 	done
-	[ -e "/run/${kind%=*}" ] || echo "fill ${kind%=*} did not get ready"
-done
+done >> /run/fill 2>&1
 cat /run/fill

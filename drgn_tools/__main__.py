@@ -45,6 +45,8 @@ def _terminated(signum: int, frame: FrameType | None) -> None:
 def main() -> NoReturn:
     """Run ``drgn-tools``. Exit status: 0 done, 1 failed, 2 wrong usage."""
     signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As under nohup.
+        signal.signal(signal.SIGHUP, _terminated)
     try:
         status = commands(prog_name="drgn-tools", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
@@ -56,9 +58,10 @@ def main() -> NoReturn:
         print(f"drgn-tools: {error}", file=sys.stderr)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort) as error:
-        what = str(error) if isinstance(error, KeyboardInterrupt) else ""
-        print(f"drgn-tools: stopped by {what or 'Ctrl-C'}", file=sys.stderr)
-        sys.exit(143 if what == "SIGTERM" else 130)
+        # Python's own KeyboardInterrupt, for Ctrl-C, has no text.
+        name = str(error) or "SIGINT"
+        print(f"drgn-tools: stopped by {name}", file=sys.stderr)
+        sys.exit(128 + signal.Signals[name])
     except BrokenPipeError:
         # Whoever read our output has enough of it.
         sys.stderr.close()

@@ -214,7 +214,10 @@ def _write_frame(
 def _pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while len(view):
-        written = os.pwrite(fd, view, offset)
+        try:
+            written = os.pwrite(fd, view, offset)
+        except OSError as error:
+            raise DumpError(f"cannot write the output: {error.strerror}") from None
         view = view[written:]
         offset += written
 

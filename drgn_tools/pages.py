@@ -147,6 +147,8 @@ def page_layout(info: Vmcoreinfo) -> PageLayout:
         if one makes no sense.
     """
     size = require(info.size("page"), "SIZE(page)", 32, 4096)
+    if size % 8:
+        raise DumpError(f"VMCOREINFO is damaged: SIZE(page) is {size}")
 
     def member(name: str, width: int, base: int = 0) -> int | None:
         offset = info.offset(name)
@@ -394,7 +396,9 @@ _SECTION_PRESENT = 1 << 0
 _SECTION_FLAGS = 0xFFF
 
 
-def mem_map(info: Vmcoreinfo, read: ReadVirtual, max_pfn: int) -> list[Section]:
+def mem_map(
+    info: Vmcoreinfo, read: ReadVirtual, page_size: int, max_pfn: int
+) -> list[Section]:
     """
     Where the ``struct page`` of each page frame is (SPARSEMEM).
 
@@ -403,7 +407,7 @@ def mem_map(info: Vmcoreinfo, read: ReadVirtual, max_pfn: int) -> list[Section]:
     :return: the present sections below *max_pfn*, in order.
     :raises DumpError: if the kernel's tables cannot be found or read.
     """
-    page_size = require(info.decimal("PAGESIZE"), "PAGESIZE", 4096, 65536)
+    require(info.decimal("PAGESIZE"), "PAGESIZE", page_size, page_size)
     struct_page = require(info.size("page"), "SIZE(page)", 32, 4096)
     entry_size = require(info.size("mem_section"), "SIZE(mem_section)", 8, 4096)
     entry_offset = require(
@@ -415,7 +419,7 @@ def mem_map(info: Vmcoreinfo, read: ReadVirtual, max_pfn: int) -> list[Section]:
     page_shift = page_size.bit_length() - 1
     # The section size is 16 MiB on ppc64, 1 GiB on old arm64.
     section_bits = require(
-        info.number("SECTION_SIZE_BITS"), "NUMBER(SECTION_SIZE_BITS)", 20, 34
+        info.number("SECTION_SIZE_BITS"), "NUMBER(SECTION_SIZE_BITS)", 24, 34
     )
     physmem_bits = require(
         info.number("MAX_PHYSMEM_BITS"), "NUMBER(MAX_PHYSMEM_BITS)", section_bits, 56

@@ -102,16 +102,13 @@ def _check(status: int) -> None:
 def _work(work: Callable[[], None], write_end: int) -> NoReturn:
     status = 1
     try:
-        # Ctrl-C reaches the whole group; the parent tidies up.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # These reach the whole group at times; the parent tidies up.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         work()
         status = 0
     except DumpError as error:
         os.write(write_end, str(error).encode())
-    except OSError as error:
-        # What goes wrong with the input is a DumpError.
-        os.write(write_end, f"cannot write: {error.strerror}".encode())
     except BaseException:
         traceback.print_exc()
     finally:

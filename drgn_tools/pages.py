@@ -278,6 +278,7 @@ def classify(
     orders = following["order"][heads].astype(np.int64)
     # A kernel has no larger pages than 2^40 frames, and all are aligned.
     orders[orders > 40] = 0
+    huge = orders >= _MIN_HUGETLB_ORDER
     orders[(pfn + heads) & ((1 << orders) - 1) != 0] = 0
     span = np.ones(count, np.int64)
     span[heads] = 1 << orders
@@ -295,9 +296,9 @@ def classify(
     hugetlb = typed(layout.hugetlb_type)
     if layout.hugetlb_type is None and len(heads):
         if layout.hugetlb_flag:
-            hugetlb[heads] = has(layout.hugetlb_flag, following["flags"][heads]) & (
-                orders >= _MIN_HUGETLB_ORDER
-            )
+            # Aligned or not: with HVO, the struct pages of a huge page repeat its
+            # first ones, and each of these heads answers for itself.
+            hugetlb[heads] = has(layout.hugetlb_flag, following["flags"][heads]) & huge
         elif layout.hugetlb_dtor is not None:
             hugetlb[heads] = following["dtor"][heads] == layout.hugetlb_dtor
     else:

@@ -465,7 +465,7 @@ class Machine:
         generation: Generation = NEWEST,
         *,
         ram: Sequence[tuple[int, int]] = ((0, 8 * MIB),),
-        section_bits: int = 22,
+        section_bits: int = 24,
         levels: int = 4,
         image: int = 2 * MIB,
         kaslr: int = 0,
@@ -939,7 +939,7 @@ def write_elf(
             file.write(notes)
         for place, load in zip(places, loads):
             file.seek(place)
-            file.write(memoryview(load.data))
+            file.write(np.frombuffer(load.data, np.uint8).data)
         file.truncate(max(offset, file.tell()))
 
 

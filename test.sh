@@ -9,6 +9,8 @@ set_up test
 .venv/bin/ruff check
 .venv/bin/ruff format --check
 .venv/bin/mypy
-# Kernels, builds and peers first: that takes long, and here it shows its progress.
-.venv/bin/python -m tests.vm fetch
+# What the tests share is made first: that takes long, and here it shows its progress.
+for what in fetch build peers dumps; do
+    .venv/bin/python -m tests.vm "$what"
+done
 exec .venv/bin/python -m pytest "$@"

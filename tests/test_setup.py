@@ -7,7 +7,7 @@ from tests.vm import bench
 SETUP = Path(__file__).parents[1] / "contrib" / "setup.sh"
 
 # On every Debian, however small.
-ALWAYS = {"apt", "dpkg", "tar", "util-linux"}
+ALWAYS = {"apt", "coreutils", "dpkg", "tar", "util-linux"}
 
 
 def test_packages() -> None:

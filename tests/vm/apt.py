@@ -160,7 +160,9 @@ def _room() -> Path:
 def _source_file(room: Path, suites: Sequence[str]) -> Path:
     """Write the sources file of some suites that have been looked up before."""
     path = room / "sources" / ("+".join(suites).replace("/", "_") + ".list")
-    lines = "".join((room / "sources" / f"{suite}.line").read_text() for suite in suites)
+    lines = "".join(
+        (room / "sources" / f"{suite}.line").read_text() for suite in suites
+    )
     temp = path.with_suffix(f".{os.getpid()}")
     temp.write_text(lines)
     temp.rename(path)

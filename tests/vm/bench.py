@@ -17,6 +17,7 @@ PROGRAMS = {
     "bc": "bc",
     "bison": "bison",
     "busybox": "busybox-static",
+    "cp": "coreutils",
     "depmod": "kmod",
     "modprobe": "kmod",
     "dpkg-deb": "dpkg",

@@ -56,9 +56,7 @@ def manifest(path: Path) -> dict[str, Any]:
     return content
 
 
-def make(
-    name: str, build: Callable[[Path], dict[str, Any]], *, room: int = 0
-) -> Path:
+def make(name: str, build: Callable[[Path], dict[str, Any]], *, room: int = 0) -> Path:
     """Return the folder of an item, building it if it is not there.
 
     :param build: fills an empty folder and returns what the manifest shall say.

@@ -7,15 +7,16 @@ tests have something to compare with.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
 from . import bench, cache, guest, kernels, qemu
 from .bench import BenchError, Say
@@ -63,6 +64,12 @@ class Spec(NamedTuple):
     filled: int = 50
     """Percent of memory that is given a content; the rest stays free and zero."""
 
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        kaslr = "kaslr" if self.kaslr else "nokaslr"
+        return f"{self.kernel}-{self.levels}level-{kaslr}-{self.memory_mib}M"
+
 
 MATRIX = (
     # No 5-level page tables in its configuration.
@@ -100,6 +107,7 @@ FACTS = {
     "vmcoreinfo": "cat /sys/kernel/vmcoreinfo",
     "fill": "cat /run/fill",
     "zram": "cat /sys/block/zram0/mm_stat",
+    "ksm": "cat /sys/kernel/mm/ksm/pages_sharing",
     "dmesg": "dmesg",
     "zoneinfo": "cat /proc/zoneinfo",
     "buddyinfo": "cat /proc/buddyinfo",
@@ -124,6 +132,7 @@ _SHARES = {
     "CACHE": 30,
     "DEVICE": 6,
     "DIRTY": 4,
+    "MAPPED": 3,
     "SHMEM": 8,
     "ANON": 18,
     "THP": 16,
@@ -152,22 +161,17 @@ def _plan(spec: Spec) -> dict[str, int]:
 
 
 def _cmdline(spec: Spec) -> str:
-    words = [f"crashkernel={CRASHKERNEL_MIB}M"]
-    if spec.levels == 5:
-        # The vmemmap of huge pages is then mapped by page table entries.
-        words.append("hugetlb_free_vmemmap=on")
-    return " ".join(words)
+    # The vmemmap of huge pages is then mapped by page table entries.
+    return "hugetlb_free_vmemmap=on" if spec.levels == 5 else ""
 
 
 def _key(spec: Spec, kernel: Kernel) -> str:
     """Return the name in the cache; it changes with anything that made the dump."""
     parts: list[Any] = [kernel.release, kernel.version, spec]
-    parts += [_plan(spec), _cmdline(spec), FACTS]
+    parts += [_plan(spec), _cmdline(spec), CAPTURE_CMDLINE, CRASHKERNEL_MIB, FACTS]
     parts += [(guest.SOURCES / n).read_text() for n in (*_SOURCES, *_SCRIPTS)]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    kaslr = "kaslr" if spec.kaslr else "nokaslr"
-    size = f"{spec.memory_mib}M"
-    return f"dumps/{spec.kernel}-{spec.levels}level-{kaslr}-{size}-{digest[:12]}"
+    return f"dumps/{spec.name}-{digest[:12]}"
 
 
 def _check(spec: Spec, kernel: Kernel) -> None:
@@ -257,11 +261,11 @@ def both(spec: Spec, say: Say = bench.say) -> list[Dump]:
     return _dumps(spec, kernel, folder)
 
 
-def cached(spec: Spec) -> bool:
-    """Whether both() would take no time."""
+def cached(spec: Spec) -> Optional[Path]:
+    """Return the folder of a boot's dumps, or None if the cache has none."""
     if not kernels.cached(spec.kernel):
-        return False
-    return cache.find(_key(spec, kernels.get(spec.kernel))) is not None
+        return None
+    return cache.find(_key(spec, kernels.get(spec.kernel)))
 
 
 def _room(spec: Spec) -> int:
@@ -294,7 +298,7 @@ def matrix(
         cache.need_room(cache.root(), sum(map(_room, todo)) // 2, "the dumps")
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         # A terminal's moving line is for one at a time.
-        tell = (lambda line: say(line)) if jobs > 1 else say  # noqa: E731
+        tell = (lambda line: say(line)) if jobs > 1 else say
         made = list(pool.map(lambda spec: both(spec, tell), specs))
     return [dump for pair in made for dump in pair]
 
@@ -307,16 +311,12 @@ def make(spec: Spec, dest: Path, say: Say = bench.say) -> list[Dump]:
     kernel = kernels.get(spec.kernel, say)
     _check(spec, kernel)
     cache.need_room(dest, _room(spec), f"dumps of {spec.memory_mib} MiB")
-    with tempfile.TemporaryDirectory(dir=dest, prefix=".guest-") as temp:
-        _round(spec, kernel, dest, Path(temp), say)
-    for kind, name in KINDS.items():
-        with bench.step(f"{_title(spec)}: punch holes into {kind}", say):
-            # The kernel refuses holes in some file systems: then there are none.
-            try:
+    _round(spec, kernel, dest, say)
+    with bench.step(f"{_title(spec)}: punch holes", say):
+        for name in KINDS.values():
+            # Some file systems have no holes.
+            with contextlib.suppress(BenchError):
                 bench.run(["fallocate", "--dig-holes", dest / name])
-            except BenchError as e:
-                if "not supported" not in str(e):
-                    raise
     return _dumps(spec, kernel, dest)
 
 
@@ -340,11 +340,46 @@ def capture_initramfs(path: Path, kernel: Kernel) -> Path:
 CAPTURE_CMDLINE = "console=ttyS0 nr_cpus=1 irqpoll reset_devices nokaslr panic=-1"
 
 
-def arm(vm: qemu.VM) -> None:
-    """Load the capture kernel that the initramfs brought along."""
-    vm.run(f"kexec /kexec/vmlinuz /kexec/initrd '{CAPTURE_CMDLINE}'")
-    # The initramfs is memory, and shall be free.
-    vm.run("rm -r /kexec")
+@contextlib.contextmanager
+def armed(
+    kernel: Kernel,
+    vmcore: Path,
+    *,
+    memory_mib: int = 512,
+    crashkernel_mib: int = CRASHKERNEL_MIB,
+    capture: Optional[Path] = None,
+    disks: Sequence[qemu.Disk] = (),
+    append: str = "",
+    programs: Sequence[Union[str, Path]] = (),
+    files: Mapping[str, Union[bytes, Path]] = {},
+    **options: Any,
+) -> Iterator[qemu.VM]:
+    """Boot a kernel that will capture itself when it crashes; see capture().
+
+    :param vmcore: the file that the disk "out" is, made here.
+    :param capture: the capture kernel's initramfs instead of the one that copies
+        /proc/vmcore to "out".
+    :param options: more for guest.initramfs() and qemu.VM.
+    """
+    with vmcore.open("wb") as file:
+        file.truncate((memory_mib + 64) << 20)
+    with tempfile.TemporaryDirectory(dir=vmcore.parent, prefix=".guest-") as temp:
+        if capture is None:
+            capture = capture_initramfs(Path(temp) / "capture", kernel)
+        ours = {"kexec/vmlinuz": kernel.vmlinuz, "kexec/initrd": capture}
+        with qemu.booted(
+            kernel,
+            memory_mib=memory_mib,
+            append=f"crashkernel={crashkernel_mib}M {append}".strip(),
+            disks=[*disks, qemu.Disk(vmcore, "out", keep=True)],
+            programs=("kexec", *programs),
+            files={**files, **ours},
+            **options,
+        ) as vm:
+            vm.run(f"kexec /kexec/vmlinuz /kexec/initrd '{CAPTURE_CMDLINE}'")
+            # The initramfs is memory, and shall be free.
+            vm.run("rm -r /kexec")
+            yield vm
 
 
 def crash(vm: qemu.VM) -> None:
@@ -352,39 +387,39 @@ def crash(vm: qemu.VM) -> None:
     vm.run("(sleep 0.2; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 &")
 
 
-def _round(spec: Spec, kernel: Kernel, dest: Path, temp: Path, say: Say) -> None:
+def capture(vm: qemu.VM, vmcore: Path) -> None:
+    """Crash an armed() guest and wait until /proc/vmcore is in the file."""
+    crash(vm)
+    done = vm.wait_for(r"bench: (?:vmcore (\d+) bytes|capture failed)", 600, panic=True)
+    if done.group(1) is None:
+        raise vm.error("the capture kernel could not copy /proc/vmcore")
+    vm.wait_end()
+    with vmcore.open("r+b") as file:
+        file.truncate(int(done.group(1)))
+
+
+def _round(spec: Spec, kernel: Kernel, dest: Path, say: Say) -> None:
     title = _title(spec)
-    image = seed(say)
-    capture = capture_initramfs(temp / "capture", kernel)
-    initrd = guest.initramfs(
-        temp / "initrd",
-        kernel,
-        programs=("agent", "fill", "kexec"),
-        files={
-            "fill.sh": (guest.SOURCES / "fill.sh"),
-            "kexec/vmlinuz": kernel.vmlinuz,
-            "kexec/initrd": capture,
-        },
-    )
     vmcore = dest / KINDS["vmcore"]
-    with vmcore.open("wb") as file:
-        file.truncate((spec.memory_mib + 64) << 20)
-    disks = [qemu.Disk(image, "seed"), qemu.Disk(vmcore, "out", keep=True)]
-    with qemu.VM(
-        kernel,
-        initrd,
-        append=_cmdline(spec),
-        memory_mib=spec.memory_mib,
-        levels=spec.levels,
-        kaslr=spec.kaslr,
-        smp=2,
-        disks=disks,
-        folder=dest,
-    ) as vm:
+    image = seed(say)
+    with contextlib.ExitStack() as stack:
         with bench.step(f"{title}: boot", say):
-            vm.ready()
+            vm = stack.enter_context(
+                armed(
+                    kernel,
+                    vmcore,
+                    memory_mib=spec.memory_mib,
+                    disks=[qemu.Disk(image, "seed")],
+                    append=_cmdline(spec),
+                    programs=("fill",),
+                    files={"fill.sh": guest.SOURCES / "fill.sh"},
+                    levels=spec.levels,
+                    kaslr=spec.kaslr,
+                    smp=2,
+                    folder=dest,
+                )
+            )
         with bench.step(f"{title}: fill memory", say):
-            arm(vm)
             plan = " ".join(f"{name}={mib}" for name, mib in _plan(spec).items())
             vm.run(f"{plan} sh /fill.sh", seconds=600)
             vm.balloon(spec.memory_mib - _BALLOON_MIB)
@@ -393,15 +428,7 @@ def _round(spec: Spec, kernel: Kernel, dest: Path, temp: Path, say: Say) -> None
         with bench.step(f"{title}: QEMU dump", say):
             vm.dump(dest / KINDS["qemu"])
         with bench.step(f"{title}: crash and capture", say):
-            crash(vm)
-            done = vm.wait_for(
-                r"bench: (?:vmcore (\d+) bytes|capture failed)", 600, panic=True
-            )
-            if done.group(1) is None:
-                raise vm.error("the capture kernel could not copy /proc/vmcore")
-            vm.wait_end()
-    with vmcore.open("r+b") as file:
-        file.truncate(int(done.group(1)))
+            capture(vm, vmcore)
 
 
 def _record(vm: qemu.VM, folder: Path) -> None:
@@ -411,12 +438,3 @@ def _record(vm: qemu.VM, folder: Path) -> None:
         if name in _COMPRESSED:
             said = zlib.decompress(said, zlib.MAX_WBITS | 16)
         (folder / name).write_bytes(said)
-
-
-def find(name: str) -> Optional[Spec]:
-    """Return the member of MATRIX that a dump's name begins with."""
-    for spec in MATRIX:
-        kaslr = "kaslr" if spec.kaslr else "nokaslr"
-        if name.startswith(f"{spec.kernel}-{spec.levels}level-{kaslr}"):
-            return spec
-    return None

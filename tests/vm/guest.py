@@ -104,7 +104,11 @@ class _Cpio:
         self._folders: set[str] = set()
 
     def add(
-        self, name: str, mode: int, content: bytes = b"", device: tuple[int, int] = (0, 0)
+        self,
+        name: str,
+        mode: int,
+        content: bytes = b"",
+        device: tuple[int, int] = (0, 0),
     ) -> None:
         self._count += 1
         encoded = name.encode() + b"\0"
@@ -133,7 +137,7 @@ def initramfs(
     programs: Sequence[Union[str, Path]] = ("agent",),
     load: Sequence[str] = BOOT_MODULES,
     modules: Sequence[str] = SPARE_MODULES,
-    files: Mapping[str, Union[bytes, Path]] = {},  # noqa: B006
+    files: Mapping[str, Union[bytes, Path]] = {},
 ) -> Path:
     """Write an initramfs.
 

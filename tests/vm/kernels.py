@@ -30,9 +30,7 @@ class Kernel(NamedTuple):
 
     def has(self, option: str) -> bool:
         """Whether a configuration option is y or m."""
-        return bool(
-            re.search(rf"(?m)^CONFIG_{option}=[ym]$", self.config.read_text())
-        )
+        return bool(re.search(rf"(?m)^CONFIG_{option}=[ym]$", self.config.read_text()))
 
     @property
     def has_5_levels(self) -> bool:
@@ -165,7 +163,9 @@ def _choose(name: str, suites: Sequence[str]) -> tuple[str, list[apt.Package]]:
             ]
             if len(image) == len(layout):
                 return release, [*image, package]
-    raise BenchError(f"the mirror has no kernel {name} with -dbg in {', '.join(suites)}")
+    raise BenchError(
+        f"the mirror has no kernel {name} with -dbg in {', '.join(suites)}"
+    )
 
 
 def _fetch(name: str, say: Say) -> Path:

@@ -53,6 +53,56 @@ class Result(NamedTuple):
         return self.stdout.decode("utf-8", "replace")
 
 
+def command(
+    kernel: Kernel,
+    initrd: Path,
+    *,
+    append: str = "",
+    memory_mib: int = 512,
+    levels: int = 4,
+    kaslr: bool = False,
+    smp: int = 1,
+    disks: Sequence[Disk] = (),
+    ram: Optional[Path] = None,
+    accel: Optional[str] = None,
+) -> list[str]:
+    """Return the command line that boots a kernel, but for its serial ports."""
+    if accel is None:
+        accel = "tcg" if levels == 5 else accelerator(kernel)
+    words = ["console=ttyS0", "panic=-1"]
+    if not kaslr:
+        words.append("nokaslr")
+    if append:
+        words.append(append)
+    memory = f"{memory_mib}M"
+    machine = "q35"
+    extra: list[str] = []
+    if ram is not None:
+        machine += ",memory-backend=ram"
+        backend = f"memory-backend-file,id=ram,size={memory},mem-path={ram}"
+        extra += ["-object", f"{backend},share=on"]
+    for i, disk in enumerate(disks):
+        drive = f"file={disk.path},format=raw,if=none,id=disk{i},cache=unsafe"
+        if disk.keep:
+            drive += ",discard=unmap,detect-zeroes=unmap"
+        else:
+            drive += ",snapshot=on"
+        device = f"virtio-blk-pci,drive=disk{i},serial={disk.name}"
+        extra += ["-drive", drive, "-device", device]
+    return [
+        bench.program("qemu-system-x86_64"),
+        *("-nodefaults", "-no-user-config", "-display", "none"),
+        *("-machine", machine, "-accel", _ACCEL[accel]),
+        *("-cpu", "max" if levels == 5 else "max,la57=off"),
+        *("-smp", str(smp), "-m", memory),
+        *("-action", "reboot=shutdown"),
+        *("-device", "vmcoreinfo", "-device", "virtio-balloon-pci"),
+        *("-kernel", str(kernel.vmlinuz), "-initrd", str(initrd)),
+        *("-append", " ".join(words)),
+        *extra,
+    ]
+
+
 class VM:
     """A guest that lives as long as a `with` block.
 
@@ -94,46 +144,28 @@ class VM:
         self._qmp_in = b""
         self._agent: Optional[socket.socket] = None
         self._agent_in = b""
-        if accel is None:
-            accel = "tcg" if levels == 5 else accelerator(kernel)
-        words = ["console=ttyS0", "panic=-1"]
-        if not kaslr:
-            words.append("nokaslr")
-        if append:
-            words.append(append)
-        self.cmdline = " ".join(words)
-        memory = f"{memory_mib}M"
-        machine = "q35"
-        extra: list[str] = []
-        if ram is not None:
-            machine += ",memory-backend=ram"
-            backend = f"memory-backend-file,id=ram,size={memory},mem-path={ram}"
-            extra += ["-object", f"{backend},share=on"]
-        for i, disk in enumerate(disks):
-            drive = f"file={disk.path},format=raw,if=none,id=disk{i},cache=unsafe"
-            if disk.keep:
-                drive += ",discard=unmap,detect-zeroes=unmap"
-            else:
-                drive += ",snapshot=on"
-            device = f"virtio-blk-pci,drive=disk{i},serial={disk.name}"
-            extra += ["-drive", drive, "-device", device]
         self._argv = [
-            bench.program("qemu-system-x86_64"),
-            *("-nodefaults", "-no-user-config", "-display", "none"),
-            *("-machine", machine, "-accel", _ACCEL[accel]),
-            *("-cpu", "max" if levels == 5 else "max,la57=off"),
-            *("-smp", str(smp), "-m", memory),
-            *("-action", "reboot=shutdown"),
+            *command(
+                kernel,
+                initrd,
+                append=append,
+                memory_mib=memory_mib,
+                levels=levels,
+                kaslr=kaslr,
+                smp=smp,
+                disks=disks,
+                ram=ram,
+                accel=accel,
+            ),
             *("-chardev", f"file,id=console,path={self.log}"),
             *("-serial", "chardev:console"),
-            *("-chardev", f"socket,id=agent,path={self._temp}/agent,server=on,wait=off"),
+            *(
+                "-chardev",
+                f"socket,id=agent,path={self._temp}/agent,server=on,wait=off",
+            ),
             *("-serial", "chardev:agent"),
             *("-chardev", f"socket,id=qmp,path={self._temp}/qmp,server=on,wait=off"),
             *("-mon", "chardev=qmp,mode=control"),
-            *("-device", "vmcoreinfo", "-device", "virtio-balloon-pci"),
-            *("-kernel", str(kernel.vmlinuz), "-initrd", str(initrd)),
-            *("-append", self.cmdline),
-            *extra,
             *options,
         ]
 

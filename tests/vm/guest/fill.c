@@ -103,6 +103,25 @@ int main(int argc, char **argv)
 		madvise(start, size, MADV_NOHUGEPAGE);
 		memset(start, 1, size);
 		memset(start, 0, size);
+	} else if (!strcmp(kind, "mapped")) {
+		volatile char touched;
+
+		start = mmap(NULL, size, PROT_READ, MAP_SHARED, source, 0);
+		if (start == MAP_FAILED) {
+			perror("fill: mmap");
+			return 1;
+		}
+		for (size_t at = 0; at < size; at += PAGE)
+			touched = start[at];
+		(void)touched;
+	} else if (!strcmp(kind, "ksm")) {
+		/* Pages that the kernel finds to be the same as others. */
+		start = map(size, 0);
+		madvise(start, size, MADV_NOHUGEPAGE);
+		for (size_t at = 0; at < size; at += PAGE)
+			memset(start + at, 1 + at / PAGE % 16, PAGE);
+		if (madvise(start, size, MADV_MERGEABLE))
+			perror("fill: MADV_MERGEABLE");
 	} else {
 		start = map(size, 0);
 		madvise(start, size,

@@ -49,7 +49,9 @@ if [ -b /dev/zram0 ] && [ "$SWAP" -gt 0 ]; then
 	mkswap /dev/zram0 > /dev/null && swapon /dev/zram0 && swap="swap=$SWAP"
 fi
 
-kinds="anon=$ANON thp=$THP zero=$ZERO poison=1 $swap"
+echo 4096 > /sys/kernel/mm/ksm/pages_to_scan
+echo 1 > /sys/kernel/mm/ksm/run
+kinds="anon=$ANON thp=$THP zero=$ZERO mapped=$MAPPED ksm=4 poison=1 $swap"
 [ "$HUGETLB" -gt 0 ] && kinds="$kinds hugetlb=$((HUGETLB * 2 - 4))"
 for kind in $kinds; do
 	size=${kind#*=} kind=${kind%=*}
@@ -63,4 +65,11 @@ for pid in $pids; do
 		sleep 0.1
 	done
 done >> /run/fill 2>&1
+# Until the kernel has merged pages; not every kernel does that.
+try=0
+while [ -d /sys/kernel/mm/ksm ] && [ $try -lt 100 ]; do
+	[ "$(cat /sys/kernel/mm/ksm/pages_sharing)" -gt 900 ] && break
+	sleep 0.1
+	try=$((try + 1))
+done
 cat /run/fill

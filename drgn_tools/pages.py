@@ -312,8 +312,9 @@ def classify(
         for number, page_class in _PAGE_TYPES.items():
             classes[typed(number << 24) & ~slab] = page_class
     classes[typed(layout.offline_type) & ~slab] = PageClass.OFFLINE
-    classes[hugetlb] = PageClass.HUGETLB
     classes[anon] = PageClass.ANON
+    # Privately mapped ones are anonymous too.
+    classes[hugetlb] = PageClass.HUGETLB
     classes[cache] = PageClass.CACHE
     classes[cache & has(layout.private)] = PageClass.CACHE_PRIVATE
     frames = pfn + np.arange(count)

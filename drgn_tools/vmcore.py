@@ -23,7 +23,7 @@ import numpy.typing as npt
 from drgn_tools import codecs
 from drgn_tools.errors import DumpError, MissingMemory
 from drgn_tools.formats import kdump
-from drgn_tools.formats.notes import NT_PRSTATUS, iter_notes
+from drgn_tools.formats.notes import NT_PRSTATUS, iter_notes, pack_note
 from drgn_tools.translate import Translator
 from drgn_tools.vmcoreinfo import Vmcoreinfo
 
@@ -386,10 +386,11 @@ class _KdumpVmcore(Vmcore):
             raise DumpError("the kdump header is damaged: its notes are too large")
         self._set_notes(self._pread(header.size_note, header.offset_note))
         if self.vmcoreinfo is None and header.size_vmcoreinfo:
-            # Versions 3 and later may have the text without the note.
-            self.vmcoreinfo = Vmcoreinfo(
-                self._pread(header.size_vmcoreinfo, header.offset_vmcoreinfo)
-            )
+            # Version 3 has the text without the note; whoever writes the notes
+            # on wants it among them.
+            text = self._pread(header.size_vmcoreinfo, header.offset_vmcoreinfo)
+            self.nr_cpus = 0
+            self._set_notes(pack_note(b"VMCOREINFO", 0, text) + self.notes)
         if not self.nr_cpus:
             self.nr_cpus = header.nr_cpus
         size_in_use = -(-header.max_mapnr // 8)

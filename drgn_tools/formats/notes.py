@@ -38,3 +38,10 @@ def iter_notes(blob: bytes) -> Iterator[Note]:
         name = blob[name_at : name_at + namesz].rstrip(b"\0")
         yield Note(name, kind, desc_at, blob[desc_at:end])
         offset = desc_at + (descsz + 3 & ~3)
+
+
+def pack_note(name: bytes, kind: int, desc: bytes) -> bytes:
+    """One note, as :func:`iter_notes` reads it."""
+    name += b"\0"
+    header = _NHDR.pack(len(name), len(desc), kind)
+    return header + name + bytes(-len(name) % 4) + desc + bytes(-len(desc) % 4)

@@ -500,7 +500,8 @@ class Machine:
         # The image, from its own page table on, and as much of the direct map.
         self.write(image, bytes(2 * MIB))
         self.map(self.text, image, 21)
-        self.map(self.page_offset, 0, 30)
+        for start in sorted({start >> 30 << 30 for start, _ in ram}):
+            self.map(self.page_offset + start, start, 30)
         self.mem_section = self._mem_section()
         self._map_struct_pages()
         self.keys = self._keys()
@@ -566,6 +567,11 @@ class Machine:
             raise ValueError("no room for the kernel's tables")
         self._next = start + size
         return start
+
+    @property
+    def used_end(self) -> int:
+        """End of what the kernel's tables have taken so far."""
+        return self._next
 
     def _image_place(self, size: int) -> int:
         """Offset in the image of a new static variable."""

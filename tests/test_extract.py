@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What extract writes, read by drgn and by a plain reader of the format."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import drgn
+import numpy as np
+import pytest
+
+from drgn_tools.codecs import CODECS
+from drgn_tools.errors import DumpError
+from drgn_tools.extract import Summary, extract
+from drgn_tools.pages import PageClass, excluded_classes
+from drgn_tools.vmcore import open_vmcore
+from tests.synthetic import (
+    MIB,
+    PAGE,
+    KdumpFile,
+    Load,
+    Machine,
+    populate,
+    read_kdump,
+    vmcoreinfo_text,
+    write_elf,
+    write_kdump,
+)
+
+
+def run(
+    source: Path,
+    target: Path,
+    *,
+    level: int = 31,
+    codec: str = "zstd",
+    jobs: int = 1,
+    partial: bool = False,
+    force: bool = False,
+) -> Summary:
+    return extract(
+        str(source),
+        str(target),
+        excluded=excluded_classes(level),
+        codec=CODECS[codec],
+        codec_level=CODECS[codec].default_level,
+        jobs=jobs,
+        partial=partial,
+        force=force,
+    )
+
+
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    machine = Machine(ram=((0, 24 * MIB), (64 * MIB, 4 * MIB)))
+    populate(machine.pages[0], 2048)
+    machine.pages[1].free(64 * MIB // PAGE, 8)
+    return machine
+
+
+@pytest.fixture(scope="module")
+def dump(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "vmcore"
+    write_elf(path, machine.loads(), machine.notes())
+    return path
+
+
+def wanted(machine: Machine, level: int) -> dict[int, bytes]:
+    leave_out = excluded_classes(level)
+    return {
+        pfn: machine.page(pfn)
+        for pfn in machine.pfns()
+        if machine.expected(pfn) not in leave_out
+    }
+
+
+def check_file(path: Path, level: int) -> KdumpFile:
+    """A file that any reader of the format takes."""
+    found = read_kdump(path)
+    spans = sorted({(offset, size) for offset, size, _ in found.places.values()})
+    for (offset, size), (following, _) in zip(spans, spans[1:]):
+        assert offset + size <= following
+    assert path.stat().st_size == sum(spans[-1])
+    assert found.exists.issuperset(found.places)
+    assert set(found.pages) == set(found.places)
+    zeros = [pfn for pfn, page in found.pages.items() if not any(page)]
+    if level & 1:
+        # All share the first page of data, which is not compressed.
+        assert {found.places[pfn] for pfn in zeros} <= {(spans[0][0], PAGE, 0)}
+    else:
+        assert len({found.places[pfn] for pfn in zeros}) == len(zeros)
+    return found
+
+
+# --- every codec, any number of processes -----------------------------------------
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3, 7])
+@pytest.mark.parametrize("codec", CODECS)
+def test_drgn_reads_what_was_there(
+    machine: Machine, dump: Path, codec: str, jobs: int, tmp_path: Path
+) -> None:
+    target = tmp_path / "out"
+    summary = run(dump, target, codec=codec, jobs=jobs)
+    expected = wanted(machine, 31)
+
+    found = check_file(target, 31)
+    assert found.pages == expected
+    assert found.exists == set(machine.pfns())
+    assert {flags for _, _, flags in found.places.values()} == {0, CODECS[codec].flag}
+    assert summary.zero_pages == sum(not any(page) for page in expected.values())
+    assert summary.output_size == target.stat().st_size
+    assert summary.missing_pages == 0
+
+    prog = drgn.Program()
+    prog.set_core_dump(str(target))
+    assert prog["UTS_RELEASE"].string_() == machine.keys["OSRELEASE"].encode()
+    for pfn, page in expected.items():
+        assert prog.read(pfn * PAGE, PAGE, physical=True) == page
+    for pfn in machine.pfns()[::7]:
+        if pfn not in expected:
+            with pytest.raises(drgn.FaultError):
+                prog.read(pfn * PAGE, PAGE, physical=True)
+    # And its virtual memory, through the page tables in the dump.
+    assert prog.read(machine.page_offset + 3 * MIB, PAGE) == machine.page(768)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 8, 16, 23, 30])
+def test_levels(machine: Machine, dump: Path, level: int, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    run(dump, target, level=level, jobs=2)
+    found = check_file(target, level)
+    assert found.pages == wanted(machine, level)
+    assert found.dump_level == level
+
+
+def test_headers(machine: Machine, dump: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    run(dump, target, codec="lzo")
+    found = read_kdump(target)
+    assert found.status == 2
+    assert found.dump_level == 31
+    assert found.nr_cpus == 2
+    assert found.timestamp == 1700000000
+    assert found.utsname == machine.utsname
+    assert found.vmcoreinfo == vmcoreinfo_text(machine.keys)
+    with open_vmcore(str(target)) as vmcore:
+        assert vmcore.notes == machine.notes()
+        assert vmcore.header is not None
+        assert vmcore.header.phys_base == machine.phys_base
+
+
+def test_output_is_private_and_alone(dump: Path, tmp_path: Path) -> None:
+    """Nobody else may read it, whatever the umask; no other file is left."""
+    target = tmp_path / "out"
+    old = os.umask(0)
+    try:
+        run(dump, target, jobs=2)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_force_replaces(machine: Machine, dump: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.write_text("precious")
+    with pytest.raises(DumpError, match="exists"):
+        run(dump, target)
+    assert target.read_text() == "precious"
+    run(dump, target, force=True)
+    assert read_kdump(target).pages == wanted(machine, 31)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_incompressible_pages_are_raw(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 256, 8 * PAGE, np.uint8).tobytes()
+    source, target = tmp_path / "vmcore", tmp_path / "out"
+    write_elf(source, [Load(MIB, data)])
+    for codec in CODECS:
+        run(source, target, level=1, codec=codec, force=True)
+        found = check_file(target, 1)
+        assert {place[1:] for place in found.places.values()} == {(PAGE, 0)}
+        assert b"".join(found.pages.values()) == data
+
+
+def test_nothing_to_keep(tmp_path: Path) -> None:
+    source, target = tmp_path / "vmcore", tmp_path / "out"
+    write_elf(source, [Load(MIB, b"", memsz=8 * PAGE)])
+    for level in (0, 1):
+        for jobs in (1, 4):
+            run(source, target, level=level, jobs=jobs, force=True)
+            found = read_kdump(target)
+            assert not found.places
+            assert found.exists == set(range(256, 264))
+
+
+def test_sparse_and_high_memory(tmp_path: Path) -> None:
+    """Small pieces of memory far apart: the bitmaps are mostly holes."""
+    source, target = tmp_path / "vmcore", tmp_path / "out"
+    random = np.random.default_rng(0)
+    starts = [0, 5 * PAGE, 1 << 32, (1 << 38) + 3 * PAGE, (1 << 40) - PAGE]
+    loads = [
+        Load(start, random.integers(0, 4, PAGE, np.uint8).tobytes()) for start in starts
+    ]
+    write_elf(source, loads)
+    run(source, target, level=0, jobs=3)
+    with open_vmcore(str(target)) as vmcore:
+        for load in loads:
+            assert vmcore.read(load.paddr, PAGE) == load.data
+        assert [run.pfn * PAGE for run in vmcore.ram_runs] == starts
+    # 64 MiB of bitmaps, and next to none of it on the disk.
+    assert target.stat().st_size > 64 * MIB
+    assert target.stat().st_blocks * 512 < 2 * MIB
+
+
+# --- further filtering ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["raw", "zlib", "lzo", "snappy", "zstd"])
+def test_kdump_in_kdump_out(machine: Machine, codec: str, tmp_path: Path) -> None:
+    """makedumpfile's file at level 1, filtered to 31."""
+    source, target = tmp_path / "dump", tmp_path / "out"
+    machine.loads()
+    pages = {pfn: machine.page(pfn) for pfn in machine.pfns()}
+    write_kdump(source, pages, machine.notes(), codec=codec, dump_level=1)
+    run(source, target, level=31, jobs=2)
+    found = check_file(target, 31)
+    assert found.pages == wanted(machine, 31)
+    assert found.exists == set(machine.pfns())
+    assert found.vmcoreinfo == vmcoreinfo_text(machine.keys)
+
+
+def test_filtered_stays_filtered(machine: Machine, dump: Path, tmp_path: Path) -> None:
+    """What the input left out does not come back, and the level says so."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(dump, first, level=9)
+    run(first, second, level=16)
+    found = check_file(second, 25)
+    assert found.dump_level == 25
+    assert found.pages == wanted(machine, 25)
+    assert found.exists == set(machine.pfns())
+
+
+def test_incomplete_stays_incomplete(machine: Machine, tmp_path: Path) -> None:
+    source, target = tmp_path / "dump", tmp_path / "out"
+    machine.loads()
+    pages = {pfn: machine.page(pfn) for pfn in machine.pfns()}
+    missing = [700, 701, 5000]
+    for pfn in missing:
+        del pages[pfn]
+    write_kdump(source, pages, machine.notes(), missing=missing)
+    run(source, target, level=31)
+    found = read_kdump(target)
+    assert found.status & 0x8
+    expected = wanted(machine, 31)
+    assert found.pages == {p: page for p, page in expected.items() if p in pages}
+
+
+def test_partial(machine: Machine, tmp_path: Path) -> None:
+    source, target = tmp_path / "vmcore", tmp_path / "out"
+    write_elf(source, machine.loads(), machine.notes())
+    lost = 5 * MIB + 100
+    os.truncate(source, source.stat().st_size - lost)
+    with pytest.raises(DumpError, match="cut short"):
+        run(source, target)
+    summary = run(source, target, partial=True, jobs=2)
+    assert summary.missing_pages == -(-lost // PAGE)
+    found = check_file(target, 31)
+    assert found.status & 0x8
+    last = 23 * MIB - 100
+    expected = {
+        pfn: page for pfn, page in wanted(machine, 31).items() if pfn * PAGE < last
+    }
+    # Of the last page, the rest is zeros.
+    assert set(found.pages) == set(expected)
+    for pfn, page in found.pages.items():
+        length = min(PAGE, last - pfn * PAGE)
+        assert page == expected[pfn][:length].ljust(PAGE, b"\0")
+    prog = drgn.Program()
+    prog.set_core_dump(str(target))
+    assert prog.read(3 * MIB, PAGE, physical=True) == machine.page(768)
+    with pytest.raises(drgn.FaultError):
+        prog.read(64 * MIB, PAGE, physical=True)
+
+
+def test_poisoned_and_offline_are_not_read(
+    machine: Machine, dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To touch them may stop the machine: not even at level 0."""
+    seen: set[int] = set()
+    from drgn_tools import vmcore as module
+
+    real = module._ElfVmcore.pages
+
+    def watch(self: module._ElfVmcore, pfns: module.Pfns) -> module.Bytes:
+        seen.update(pfns.tolist())
+        return real(self, pfns)
+
+    monkeypatch.setattr(module._ElfVmcore, "pages", watch)
+    run(dump, tmp_path / "out", level=0)
+    bad = {
+        pfn
+        for pfn in machine.pfns()
+        if machine.expected(pfn) in (PageClass.HWPOISON, PageClass.OFFLINE)
+    }
+    assert len(bad) > 512
+    assert seen == set(machine.pfns()) - bad

@@ -26,6 +26,9 @@ _SUITE = re.compile(
 )
 _SECURITY = re.compile(rf"({_CODENAME}|{_CLASS})(?:-security|/updates)$")
 
+_NO_NETWORK = "no network"
+_OFFLINE = re.compile(r"Could not (resolve|connect)|Temporary failure|unreachable")
+
 _FRESH = 12 * 3600
 """Seconds for which package lists are good enough."""
 
@@ -214,6 +217,8 @@ def update(suite: str, say: Say = bench.say) -> None:
                 return
             # The first address is the likeliest; the others are guesses.
             error = error or done.stderr
+            if _OFFLINE.search(error):
+                break
         raise BenchError(_why_not(suite, error))
 
 
@@ -221,8 +226,8 @@ def _why_not(suite: str, error: str) -> str:
     """Say in a line why the lists of a suite could not be had."""
     lines = [line for line in error.splitlines() if line[:2] in ("E:", "W:", "Er")]
     text = " ".join(lines)
-    if re.search(r"Could not (resolve|connect)|Temporary failure|unreachable", text):
-        return f"no network: the mirror of {suite} cannot be reached\n{error}"
+    if _OFFLINE.search(text):
+        return f"{_NO_NETWORK}: the mirror of {suite} cannot be reached\n{error}"
     if re.search(r"does not have a Release file|404", text):
         return f"the mirror has no suite {suite} any more\n{error}"
     return bench.failure(f"apt-get update for {suite}", error, 100)
@@ -241,6 +246,8 @@ def updated(suites: Iterable[str], say: Say = bench.say) -> list[str]:
             usable.append(suite)
         except BenchError as e:
             errors.append(e)
+            if e.line.startswith(_NO_NETWORK):
+                break
     if not usable:
         raise errors[0]
     return usable
@@ -340,8 +347,8 @@ def _size(path: Path) -> int:
 
 def _download_error(what: str, output: bytes, status: int) -> str:
     text = output.decode("utf-8", "replace")
-    if re.search(r"Could not (resolve|connect)|Temporary failure|unreachable", text):
-        return f"no network: cannot download {what}\n{text}"
+    if _OFFLINE.search(text):
+        return f"{_NO_NETWORK}: cannot download {what}\n{text}"
     return bench.failure(f"download of {what}", text, status)
 
 

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Union
 
+from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import InterpSegment
+
 from . import bench, cache
 from .bench import BenchError
 from .kernels import Kernel
@@ -95,6 +98,12 @@ def _stage_modules(kernel: Kernel, names: Iterable[str], stage: Path) -> None:
     bench.run(["depmod", "-b", stage, kernel.release])
 
 
+def _is_static(path: Path) -> bool:
+    with path.open("rb") as file:
+        segments = ELFFile(file).iter_segments()
+        return not any(isinstance(segment, InterpSegment) for segment in segments)
+
+
 class _Cpio:
     """Writes a newc archive, which a kernel unpacks as its root file system."""
 
@@ -152,6 +161,9 @@ def initramfs(
     applets = subprocess.run(
         [busybox, "--list"], capture_output=True, text=True, check=True
     ).stdout.split()
+    shell = Path(busybox).read_bytes()
+    if not _is_static(Path(busybox)):
+        raise BenchError("busybox is not static: install Debian package busybox-static")
     loaded = [name for name in load if has_module(kernel, name)]
     later = [name for name in modules if has_module(kernel, name)]
     with path.open("wb") as file, tempfile.TemporaryDirectory() as stage:
@@ -159,7 +171,7 @@ def initramfs(
         for folder in ("bin", "dev", "etc", "lib", "mnt", "proc", "run", "sys", "tmp"):
             cpio.parents(f"{folder}/x")
         cpio.add("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
-        cpio.file("bin/busybox", Path(busybox).read_bytes())
+        cpio.file("bin/busybox", shell)
         # Where the kernel looks for modprobe.
         cpio.add("sbin", stat.S_IFLNK | 0o777, b"bin")
         compiled = {}

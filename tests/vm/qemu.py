@@ -106,7 +106,8 @@ def command(
 class VM:
     """A guest that lives as long as a `with` block.
 
-    Under TCG unless KVM has been seen to work (see accelerator()).
+    Under TCG unless KVM has been seen to work (see accelerator()). A panic or a
+    reboot ends QEMU unless let_reboot() was called.
 
     :param initrd: made by guest.initramfs().
     :param append: more of the kernel's command line.
@@ -135,6 +136,7 @@ class VM:
         folder: Optional[Path] = None,
     ) -> None:
         self.kernel = kernel
+        self.ram = ram
         # Sockets need a short path.
         self._temp = Path(tempfile.mkdtemp(prefix="bench-"))
         self.log = (folder or self._temp) / "serial.log"
@@ -356,35 +358,40 @@ class VM:
 
     # --- commands in the guest
 
-    def ready(self, seconds: float = BOOT_SECONDS) -> None:
-        """Wait until the guest takes commands."""
+    def ready(self, seconds: float = BOOT_SECONDS, *, panic: bool = False) -> None:
+        """Wait until the guest takes commands: after a boot, a reset, a reboot.
+
+        :param panic: whether a kernel panic is expected on the way.
+        """
         # Until it does, nothing may be sent.
-        self.wait_for(r"bench: [^\r\n]* is up", seconds)
+        self.wait_for(r"bench: [^\r\n]* is up", seconds, panic=panic)
         limit = time.monotonic() + 60
         while b"agent ready\n" not in self._agent_in:
             self._receive(limit, "the agent to be ready")
         self._agent_in = self._agent_in.rpartition(b"agent ready\n")[2]
 
     def _receive(self, limit: float, what: str) -> None:
+        """Get more from the agent, or wait a moment for it."""
         assert self._agent
         left = limit - time.monotonic()
-        if left > 0:
-            self._agent.settimeout(min(left, 1))
-            try:
-                chunk = self._agent.recv(1 << 20)
-            except socket.timeout:
-                died = re.compile(_PANIC).search(self._serial(), self._seen)
-                if died:
-                    said = died.group().decode("utf-8", "replace")
-                    raise self.error(f"{said!r} while waiting for {what}") from None
-                return
-            except OSError:
-                chunk = b""
-            if not chunk:
-                raise self.error(f"QEMU ended while waiting for {what}")
+        if left <= 0:
+            raise self.error(f"timeout while waiting for {what}")
+        self._agent.settimeout(min(left, 1))
+        try:
+            chunk = self._agent.recv(1 << 20)
+        except socket.timeout:
+            chunk = None
+        except OSError:
+            chunk = b""
+        if chunk:
             self._agent_in += chunk
             return
-        raise self.error(f"timeout while waiting for {what}")
+        died = re.compile(_PANIC).search(self._serial(), self._seen)
+        if died:
+            said = died.group().decode("utf-8", "replace")
+            raise self.error(f"{said!r} while waiting for {what}")
+        if chunk is not None:
+            raise self.error(f"QEMU ended while waiting for {what}")
 
     def _take(self, length: Optional[int], limit: float, what: str) -> bytes:
         """Take so many bytes, or a line, from the agent."""

@@ -95,8 +95,8 @@ def physical(path: Path) -> Any:
 
 
 # Bits of /proc/kpageflags (include/uapi/linux/kernel-page-flags.h).
-KPF_SLAB, KPF_BUDDY, KPF_ANON, KPF_HUGE, KPF_HWPOISON = 7, 10, 12, 17, 19
-KPF_OFFLINE = 23
+KPF_SLAB, KPF_BUDDY, KPF_ANON = 7, 10, 12
+KPF_COMPOUND_TAIL, KPF_HUGE, KPF_HWPOISON, KPF_OFFLINE = 16, 17, 19, 23
 
 
 def unexplained(
@@ -130,6 +130,13 @@ def unexplained(
                 and int(words["flags"]) >> 7 & 1
             ):
                 reason = "PG_waiters, which it takes for PG_slab"
+            elif (
+                ours
+                and info.offset("page.compound_head") is None
+                and kpf >> KPF_COMPOUND_TAIL & 1
+                and words["tail"] & 1
+            ):
+                reason = "tail by compound_info (7.1), which 1.7.8 does not know"
             else:
                 rest.append(f"{pfn:#x} ours={ours} {words} kpageflags={kpf:#x}")
                 continue

@@ -23,7 +23,7 @@ from .kernels import Kernel
 BOOT_SECONDS = 180
 """How long a boot may take: ten times what it does on a machine with nothing else."""
 
-_TAIL = 40
+_TAIL = 60
 _PANIC = rb"Kernel panic - not syncing[^\r\n]*"
 
 

@@ -274,18 +274,34 @@ def crash(kernel: Kernel, dump: Path, commands: str) -> str:
 CRASH_COMMANDS = ("sys", "ps", "log", "bt -a", "kmem -i")
 
 
+def crash_says(kernel: Kernel, dump: Path) -> dict[str, str]:
+    """What crash answers to each command, without the dump's own name and kind."""
+    script = "\n".join(f"!echo @@{name}\n{name}" for name in CRASH_COMMANDS)
+    out = crash(kernel, dump, script).replace(str(dump), "-")
+    answers = out.replace("  [PARTIAL DUMP]", "").split("@@")[1:]
+    return dict(answer.split("\n", 1) for answer in answers)
+
+
 def test_crash_sees_what_it_sees_in_makedumpfiles(case: Case, tmp_path: Path) -> None:
     if case.dump.kind != "vmcore":
         # Of a running guest; `bt -a` has no panic to start from.
         return
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     extract(case.dump.path, ours, "-l")
-    makedumpfile(case.dump, case.ordinary, theirs, "-l", "-d", "31")
-    for command in CRASH_COMMANDS:
-        mine = crash(case.dump.kernel, ours, command)
-        its = crash(case.dump.kernel, theirs, command)
-        assert mine.replace(str(ours), "-") == its.replace(str(theirs), "-"), command
-        assert len(mine) > 100, f"{command}: {mine}"
+    with open_vmcore(str(ours)) as vmcore:
+        assert vmcore.vmcoreinfo is not None
+        if vmcore.vmcoreinfo.offset("page.compound_head") is not None:
+            makedumpfile(case.dump, case.ordinary, theirs, "-l", "-d", "31")
+        else:
+            # 1.7.8 drops slab pages of Linux 7.1 and later: see unexplained().
+            theirs = case.dump.path
+    mine, its = (crash_says(case.dump.kernel, path) for path in (ours, theirs))
+    assert tuple(mine) == CRASH_COMMANDS
+    for command, answer in mine.items():
+        assert answer == its[command], command
+        assert len(answer) > 100, f"{command}: {answer}"
+        assert "excluded" not in answer, command
+    assert "sysrq triggered crash" in mine["sys"]
 
 
 @pytest.fixture(scope="module")

@@ -229,6 +229,8 @@ build_venv() {
         offline_pip --no-build-isolation --no-deps -e .
 }
 
+# --no-compile: most modules of what is installed are never imported.
 offline_pip() {
-    .venv/bin/pip --isolated --disable-pip-version-check install --no-index --find-links "$wheels" "$@"
+    .venv/bin/pip --isolated --disable-pip-version-check install --no-compile \
+        --no-index --find-links "$wheels" "$@"
 }

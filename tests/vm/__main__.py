@@ -41,9 +41,7 @@ def _packages(args: argparse.Namespace) -> int:
 
 def _fetch(args: argparse.Namespace) -> int:
     for name in args.kernel or kernels.DEBIAN:
-        if args.again:
-            kernels.forget(name)
-        kernel = kernels.get(name)
+        kernel = kernels.get(name, again=args.again)
         print(f"{name}: {kernel.release} in {kernel.vmlinuz.parent}")
     return 0
 

@@ -37,7 +37,9 @@ def missing(fragment: Iterable[str], config: str) -> list[str]:
     return lost
 
 
-def kernel(name: str, recipe: Recipe, say: Say = bench.say) -> Path:
+def kernel(
+    name: str, recipe: Recipe, say: Say = bench.say, again: bool = False
+) -> Path:
     """Build a kernel; return its folder in the cache."""
     for program in ("make", "gcc", "flex", "bison", "bc", "tar", "xz"):
         bench.program(program)
@@ -74,7 +76,7 @@ def kernel(name: str, recipe: Recipe, say: Say = bench.say) -> Path:
             "sha256": {deb.name: digest},
         }
 
-    return cache.make(f"kernels/{name}", make, room=6 << 30)
+    return cache.make(f"kernels/{name}", make, room=6 << 30, again=again)
 
 
 def _configure(tree: Path, recipe: Recipe) -> None:

@@ -56,16 +56,23 @@ def manifest(path: Path) -> dict[str, Any]:
     return content
 
 
-def make(name: str, build: Callable[[Path], dict[str, Any]], *, room: int = 0) -> Path:
+def make(
+    name: str,
+    build: Callable[[Path], dict[str, Any]],
+    *,
+    room: int = 0,
+    again: bool = False,
+) -> Path:
     """Return the folder of an item, building it if it is not there.
 
     :param build: fills an empty folder and returns what the manifest shall say.
     :param room: free bytes that building takes.
+    :param again: build it even if it is there, and then replace it.
     :raises BenchError: no room.
     """
     with lock(name):
         found = find(name)
-        if found:
+        if found and not again:
             return found
         path = root() / name
         path.parent.mkdir(parents=True, exist_ok=True)

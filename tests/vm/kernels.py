@@ -108,17 +108,19 @@ DEBUG_MODULES = (
 """Modules whose debug information is kept; a whole -dbg package is gigabytes."""
 
 
-def get(name: str, say: Say = bench.say) -> Kernel:
+def get(name: str, say: Say = bench.say, again: bool = False) -> Kernel:
     """Return a kernel, fetching or building it if the cache does not have it.
 
+    :param again: look for a newer one even if the cache has it.
     :raises BenchError: it cannot be had; the first line of the message says why.
     """
-    if name in DEBIAN:
-        folder = cache.find(f"kernels/{name}") or _fetch(name, say)
-    elif name in BUILT:
-        folder = cache.find(f"kernels/{name}") or build.kernel(name, BUILT[name], say)
-    else:
+    if name not in NAMES:
         raise BenchError(f"there is no kernel {name}; there are {', '.join(NAMES)}")
+    folder = None if again else cache.find(f"kernels/{name}")
+    if folder is None and name in DEBIAN:
+        folder = _fetch(name, say, again)
+    elif folder is None:
+        folder = build.kernel(name, BUILT[name], say, again)
     said = cache.manifest(folder)
     return Kernel(
         name,
@@ -135,13 +137,6 @@ def get(name: str, say: Say = bench.say) -> Kernel:
 def cached(name: str) -> bool:
     """Whether get() would take no time."""
     return cache.find(f"kernels/{name}") is not None
-
-
-def forget(name: str) -> None:
-    """Remove a kernel from the cache, so that it is looked up again."""
-    found = cache.find(f"kernels/{name}")
-    if found:
-        shutil.rmtree(found)
 
 
 def _choose(name: str, suites: Sequence[str]) -> tuple[str, list[apt.Package]]:
@@ -168,7 +163,7 @@ def _choose(name: str, suites: Sequence[str]) -> tuple[str, list[apt.Package]]:
     )
 
 
-def _fetch(name: str, say: Say) -> Path:
+def _fetch(name: str, say: Say, again: bool) -> Path:
     bench.program("depmod")
     suites = apt.updated(DEBIAN[name].suites, say)
     release, packages = _choose(name, suites)
@@ -205,7 +200,7 @@ def _fetch(name: str, say: Say) -> Path:
         return {"release": release, "version": packages[-1].version, "sha256": sums}
 
     room = 3 * sum(p.size for p in packages) + (2 << 30)
-    return cache.make(f"kernels/{name}", unpack, room=room)
+    return cache.make(f"kernels/{name}", unpack, room=room, again=again)
 
 
 def _unpack_debug(deb: Path, work: Path, release: str) -> None:

@@ -99,6 +99,14 @@ def _dumps(args: argparse.Namespace) -> int:
     return 0
 
 
+def _demo(args: argparse.Namespace) -> int:
+    # Its drgn is not needed for anything else here.
+    from . import demo
+
+    demo.run()
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.vm", description="Real kernels and real dumps of them."
@@ -142,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     dump.add_argument("-o", "--output", type=Path, metavar="FILE", help="a copy")
     every = add("dumps", _dumps, "every dump that tests use")
     every.add_argument("--jobs", type=int, default=2, help="boots at once")
+    add("demo", _demo, "crash a kernel, extract its dump, and open it with drgn")
     return parser
 
 

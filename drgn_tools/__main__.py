@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import os
 import signal
 import sys
 from types import FrameType
@@ -12,6 +15,7 @@ from typing import NoReturn
 import click
 
 from drgn_tools.errors import DumpError
+from drgn_tools.text import printable
 
 # Each command's module, imported when the command is used.
 _COMMANDS = {
@@ -32,39 +36,72 @@ class _LazyGroup(click.Group):
         return command
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=False,
+)
 @click.version_option(package_name="drgn-tools", prog_name="drgn-tools")
 def commands() -> None:
     """What a dead kernel leaves behind, taken out fast and read in full."""
 
 
-def _terminated(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(signal.Signals(signum).name)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Stopped(BaseException):
+    """One of the signals came. click makes something else of KeyboardInterrupt."""
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    for number in _STOP_SIGNALS:
+        # Tidying up is not to be stopped.
+        signal.signal(number, signal.SIG_IGN)
+    raise _Stopped(signum)
+
+
+def _complain(message: str) -> None:
+    with contextlib.suppress(OSError):
+        print(printable(message), file=sys.stderr)
+
+
+def _discard_stdout() -> None:
+    """What could not be printed, Python would try to print again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def main() -> NoReturn:
     """Run ``drgn-tools``. Exit status: 0 done, 1 failed, 2 wrong usage."""
-    signal.signal(signal.SIGTERM, _terminated)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As under nohup.
-        signal.signal(signal.SIGHUP, _terminated)
+    for number in _STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # As under nohup.
+            signal.signal(number, _stop)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names and logs may have any character.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = commands(prog_name="drgn-tools", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
         sys.exit(status if isinstance(status, int) else 0)
     except click.UsageError as error:
         name = error.ctx.command_path if error.ctx else "drgn-tools"
-        print(f"{name}: {error.format_message()} (see {name} --help)", file=sys.stderr)
+        _complain(f"{name}: {error.format_message()} (see {name} --help)")
         sys.exit(2)
     except (DumpError, click.ClickException) as error:
-        print(f"drgn-tools: {error}", file=sys.stderr)
+        _complain(f"drgn-tools: {error}")
         sys.exit(1)
-    except (KeyboardInterrupt, click.Abort) as error:
-        # Python's own KeyboardInterrupt, for Ctrl-C, has no text.
-        name = str(error) or "SIGINT"
-        print(f"drgn-tools: stopped by {name}", file=sys.stderr)
-        sys.exit(128 + signal.Signals[name])
+    except _Stopped as stopped:
+        number = signal.Signals(stopped.args[0])
+        _complain(f"drgn-tools: stopped by {number.name}")
+        sys.exit(128 + number)
     except BrokenPipeError:
         # Whoever read our output has enough of it.
-        sys.stderr.close()
+        _discard_stdout()
+        sys.exit(1)
+    except OSError as error:
+        # With files, that is a DumpError.
+        _complain(f"drgn-tools: cannot print: {error.strerror}")
+        _discard_stdout()
         sys.exit(1)
 
 

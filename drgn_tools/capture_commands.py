@@ -112,10 +112,10 @@ def _classes(text: str | None, option: str) -> frozenset[PageClass]:
 
 def _print_summary(summary: Summary, output: str) -> None:
     from drgn_tools.pages import PageClass
-    from drgn_tools.text import binary_size
+    from drgn_tools.text import binary_size, printable
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
     plan = summary.plan
     for warning in plan.warnings:
@@ -140,6 +140,7 @@ def _print_summary(summary: Summary, output: str) -> None:
 def info(dump: str) -> None:
     """Say what DUMP is: kernel, crash time, memory, filtering, panic."""
     from drgn_tools.info import describe
+    from drgn_tools.text import printable
 
     for label, value in describe(dump):
-        print(f"{label + ':':<13}{value}")
+        print(f"{label + ':':<13}{printable(value)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Numbers as people read them."""
+"""Numbers and foreign text as people read them."""
 
 from __future__ import annotations
 
@@ -10,3 +10,10 @@ def binary_size(size: int) -> str:
         if size >> shift:
             return f"{size / (1 << shift):.1f} {unit}"
     return f"{size} bytes"
+
+
+def printable(text: str) -> str:
+    """*text* on one line, with nothing in it that would drive a terminal."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )

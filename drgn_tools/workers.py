@@ -20,6 +20,8 @@ import numpy as np
 
 from drgn_tools.errors import DumpError
 
+# What ends the command, and is the parent's to deal with.
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds between looks at the workers.
 _TICK = 0.1
 
@@ -64,11 +66,18 @@ def run_workers(count: int, work: Callable[[], None], tick: Callable[[], None]) 
     workers: set[int] = set()
     try:
         for _ in range(count):
-            pid = os.fork()
-            if not pid:
-                os.close(read_end)
-                _work(work, write_end)
-            workers.add(pid)
+            # Not before the worker has let go of the parent's handlers.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+            try:
+                pid = os.fork()
+                if not pid:
+                    os.close(read_end)
+                    _work(work, write_end, mask)
+                workers.add(pid)
+            except OSError as error:
+                raise DumpError(f"cannot start a worker: {error.strerror}") from None
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(write_end)
         write_end = -1
         while workers:
@@ -99,12 +108,14 @@ def _check(status: int) -> None:
         raise DumpError("a worker failed")
 
 
-def _work(work: Callable[[], None], write_end: int) -> NoReturn:
+def _work(work: Callable[[], None], write_end: int, mask: set[int]) -> NoReturn:
     status = 1
     try:
         # These reach the whole group at times; the parent tidies up.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
+        for number in _STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # As under nohup.
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         work()
         status = 0
     except DumpError as error:

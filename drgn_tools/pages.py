@@ -193,8 +193,13 @@ def page_layout(info: Vmcoreinfo) -> PageLayout:
         return 0 if number is None else 1 << require(number, f"NUMBER({name})", 0, 63)
 
     def page_type(name: str) -> int | None:
-        value = info.number(f"PAGE_{name}_MAPCOUNT_VALUE")
-        return None if value is None else value & 0xFFFFFFFF
+        key = f"PAGE_{name}_MAPCOUNT_VALUE"
+        value = info.number(key)
+        if value is None:
+            return None
+        # A negative int. Any other is a count of mappings, -1 that of none: all
+        # the memory there is would have the type.
+        return require(value, f"NUMBER({key})", -(1 << 31), -2) & 0xFFFFFFFF
 
     buddy_type = page_type("BUDDY")
     if buddy_type is None:

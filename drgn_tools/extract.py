@@ -22,19 +22,20 @@ from typing import Callable, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from drgn_tools.codecs import Codec, Compress
+from drgn_tools.codecs import Buffer, Codec, Compress
 from drgn_tools.errors import DumpError
 from drgn_tools.formats import kdump
 from drgn_tools.pages import PageClass, dump_level, excluded_classes
-from drgn_tools.plan import Plan, make_plan, new_bitmap, set_bits
+from drgn_tools.plan import Plan, make_plan
 from drgn_tools.progress import Progress
-from drgn_tools.vmcore import Vmcore, bitmap_slice, open_vmcore
+from drgn_tools.vmcore import Vmcore, bitmap_slice, open_vmcore, runs_mask
+from drgn_tools.vmcoreinfo import if_sound
 from drgn_tools.workers import Counters, run_workers
 
 # Pages a worker takes at a time: few writes, and no worker left alone for long.
 _ITEM_PAGES = 1024
-# Page frames per step when all bits of a run are set.
-_RUN_STEP = 1 << 15
+# Pages that are bytes objects at a time: they stay in the processor's cache.
+_BATCH_PAGES = 16
 # Bytes of bitmap written at once; pieces that are all zero become holes.
 _BITMAP_PIECE = 1 << 16
 
@@ -127,27 +128,34 @@ def _check_target(source: str, target: str, force: bool) -> None:
 @contextlib.contextmanager
 def _output(target: str) -> Iterator[int]:
     """A file that gets the name *target* if all goes well, and vanishes if not."""
-    directory, name = os.path.split(os.path.abspath(target))
+    directory, name = os.path.split(target)
+    if not name:
+        raise DumpError(f"cannot write {target or 'a file without a name'}: no file")
     try:
         # Mode 0600: a dump holds keys and passwords.
-        fd, temporary = tempfile.mkstemp(dir=directory, prefix=f".{name}.")
+        fd, temporary = tempfile.mkstemp(
+            dir=os.path.abspath(directory), prefix=f".{name[:32]}."
+        )
     except OSError as error:
         raise DumpError(f"cannot write {target}: {error.strerror}") from None
     try:
         yield fd
-        os.rename(temporary, target)
+        try:
+            os.rename(temporary, target)
+        except OSError as error:
+            raise DumpError(f"cannot write {target}: {error.strerror}") from None
     except BaseException:
         os.unlink(temporary)
         raise
     finally:
         os.close(fd)
-    directory_fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(directory_fd)
-    except OSError:
-        pass  # Not every file system can; the file itself is safe.
-    finally:
-        os.close(directory_fd)
+    # Not every file system can do this, and not everyone may; the file is safe.
+    with contextlib.suppress(OSError):
+        directory_fd = os.open(directory or ".", os.O_RDONLY)
+        try:
+            os.fsync(directory_fd)
+        finally:
+            os.close(directory_fd)
 
 
 class _Layout(NamedTuple):
@@ -168,8 +176,8 @@ def _write_frame(
 ) -> _Layout:
     """Headers, notes and bitmaps: all that is known before a page is read."""
     info = vmcore.vmcoreinfo
-    crash_time = info.decimal("CRASHTIME") if info else None
-    phys_base = info.number("phys_base") if info else None
+    crash_time = if_sound(lambda: info.decimal("CRASHTIME")) if info else None
+    phys_base = if_sound(lambda: info.number("phys_base")) if info else None
     old = vmcore.header
     incomplete = kdump.STATUS_INCOMPLETE if vmcore.lost_bytes else 0
     if old is not None:
@@ -177,9 +185,7 @@ def _write_frame(
     header = kdump.new_header(
         utsname=vmcore.utsname(),
         timestamp=crash_time or (old.timestamp if old else 0),
-        status=codec.flag
-        | incomplete
-        | (old.status & kdump.STATUS_INCOMPLETE if old else 0),
+        status=codec.flag | incomplete,
         block_size=vmcore.page_size,
         nr_cpus=vmcore.nr_cpus,
         phys_base=phys_base or (old.phys_base if old else 0),
@@ -189,20 +195,19 @@ def _write_frame(
         max_mapnr=plan.max_mapnr,
     )
     _pwrite(fd, kdump.pack_headers(header, vmcore.notes), 0)
-    exists = new_bitmap(plan.max_mapnr)
-    for run in vmcore.ram_runs:
-        end_pfn = min(run.end_pfn, plan.max_mapnr)
-        for pfn in range(run.pfn, end_pfn, _RUN_STEP):
-            stop = min(end_pfn, pfn + _RUN_STEP)
-            set_bits(exists, pfn, np.ones(stop - pfn, np.bool_))
-    for start, bitmap in (
-        (header.bitmap_offset, exists),
-        (header.bitmap_offset + header.bitmap_size, plan.dumpable),
-    ):
-        for at in range(0, len(bitmap), _BITMAP_PIECE):
-            piece = bitmap[at : at + _BITMAP_PIECE]
-            if piece.any():
-                _pwrite(fd, piece.data, start + at)
+    # The bitmap of what exists is made as it is written: it may be large.
+    for first in range(0, plan.max_mapnr, 8 * _BITMAP_PIECE):
+        mask = runs_mask(
+            vmcore.ram_runs, first, min(plan.max_mapnr, first + 8 * _BITMAP_PIECE)
+        )
+        if mask.any():
+            piece = np.packbits(mask, bitorder="little")
+            _pwrite(fd, piece.data, header.bitmap_offset + first // 8)
+    start = header.bitmap_offset + header.bitmap_size
+    for at in range(0, len(plan.dumpable), _BITMAP_PIECE):
+        piece = plan.dumpable[at : at + _BITMAP_PIECE]
+        if piece.any():
+            _pwrite(fd, piece.data, start + at)
     end = header.descriptors_offset + plan.pages * kdump.DESCRIPTOR.itemsize
     if PageClass.ZERO not in excluded:
         return _Layout(header.descriptors_offset, 0, end)
@@ -251,8 +256,12 @@ def _write_pages(job: _Job, jobs: int) -> tuple[int, int]:
         def show() -> None:
             progress.update(counters[_PAGES])
 
+        starter = os.getpid()
+
         def work(tick: Callable[[], None] | None = None) -> None:
             while (number := counters.add(_NEXT, 1)) < len(items):
+                if starter not in (os.getpid(), os.getppid()):
+                    return  # It was killed, and nobody waits for this.
                 _write_item(job, job.plan.units[slice(*items[number])])
                 if tick is not None:
                     tick()
@@ -268,52 +277,38 @@ def _write_item(job: _Job, units: npt.NDArray[np.int64]) -> None:
     """Write the pages of some units, and their descriptors."""
     page_size = job.vmcore.page_size
     layout = job.layout
-    data: list[bytes] = []
-    sizes: list[int] = []
-    flags: list[int] = []
+    # No page equals nothing.
+    zeros = bytes(page_size) if layout.zero_page else b""
+    compress = job.compress
+    data: list[Buffer] = []
     for pfn, end_pfn, _ in units.tolist():
         pfns = pfn + np.flatnonzero(bitmap_slice(job.plan.dumpable, pfn, end_pfn))
-        pages = job.vmcore.pages(pfns)
-        zero = _zero_pages(pages).tolist() if layout.zero_page else [False] * len(pages)
-        flat = pages.reshape(-1).data
-        for i, is_zero in enumerate(zero):
-            if is_zero:
-                sizes.append(0)
-                flags.append(0)
-                continue
-            page = flat[i * page_size : (i + 1) * page_size]
-            packed = job.compress(page)
-            if len(packed) < page_size:
-                flags.append(job.codec.flag)
-            else:
-                packed = bytes(page)
-                flags.append(0)
-            sizes.append(len(packed))
-            data.append(packed)
-    descriptors = np.zeros(len(sizes), kdump.DESCRIPTOR)
-    lengths = np.array(sizes, np.int64)
+        # As one opaque value each, numpy makes bytes objects of many pages at
+        # once: cheaper than a slice, a copy and a look for zeros per page.
+        pages = job.vmcore.pages(pfns).view(f"V{page_size}").reshape(-1)
+        for start in range(0, len(pages), _BATCH_PAGES):
+            page: bytes
+            for page in pages[start : start + _BATCH_PAGES].tolist():
+                if page == zeros:
+                    data.append(b"")
+                    continue
+                packed = compress(page)
+                data.append(packed if len(packed) < page_size else page)
+    lengths = np.fromiter(map(len, data), np.int64, len(data))
+    descriptors = np.zeros(len(data), kdump.DESCRIPTOR)
     blob = b"".join(data)
     if blob:
         base = job.counters.add(_END, len(blob))
         _pwrite(job.fd, blob, base)
         descriptors["offset"] = base + np.cumsum(lengths) - lengths
     descriptors["size"] = lengths
-    descriptors["flags"] = flags
+    descriptors["flags"][lengths < page_size] = job.codec.flag
     empty = lengths == 0
     descriptors["offset"][empty] = layout.zero_page
     descriptors["size"][empty] = page_size
+    descriptors["flags"][empty] = 0
     first = int(units[0, 2])
     at = layout.descriptors + first * kdump.DESCRIPTOR.itemsize
     _pwrite(job.fd, descriptors.tobytes(), at)
-    job.counters.add(_PAGES, len(sizes))
+    job.counters.add(_PAGES, len(data))
     job.counters.add(_ZEROS, int(np.count_nonzero(empty)))
-
-
-def _zero_pages(pages: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Which pages hold nothing but zero bytes."""
-    words = pages.view(np.uint64)
-    # A few words tell nearly always; only the rest need to be read whole.
-    used = np.asarray(words[:, :: words.shape[1] // 8].any(axis=1))
-    doubtful = np.flatnonzero(~used)
-    used[doubtful] = words[doubtful].any(axis=1)
-    return ~used

@@ -11,6 +11,7 @@ from drgn_tools.formats import kdump
 from drgn_tools.kernel_log import log_records, panic_line
 from drgn_tools.text import binary_size
 from drgn_tools.vmcore import Vmcore, open_vmcore
+from drgn_tools.vmcoreinfo import if_sound
 
 
 def describe(path: str) -> list[tuple[str, str]]:
@@ -48,7 +49,7 @@ def _kernel(vmcore: Vmcore) -> list[tuple[str, str]]:
         field.decode(errors="replace") for field in vmcore.utsname()
     )
     # A live system has not crashed; QEMU's dumps are of one.
-    crashed = info.decimal("CRASHTIME") if info else None
+    crashed = if_sound(lambda: info.decimal("CRASHTIME")) if info else None
     if not crashed and vmcore.header is not None:
         crashed = vmcore.header.timestamp
     time = "unknown: the kernel had not crashed or did not say"

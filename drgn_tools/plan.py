@@ -227,7 +227,13 @@ def new_bitmap(bits: int) -> npt.NDArray[np.uint8]:
     Physical memory may lie at very high addresses.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    return np.frombuffer(mmap.mmap(-1, max(1, -(-bits // 8)), flags=flags), np.uint8)
+    size = max(1, -(-bits // 8))
+    try:
+        return np.frombuffer(mmap.mmap(-1, size, flags=flags), np.uint8)
+    except (OSError, OverflowError, MemoryError):
+        raise DumpError(
+            f"no room for a bitmap of {size >> 20} MiB: so much memory the dump claims"
+        ) from None
 
 
 def set_bits(

@@ -157,15 +157,15 @@ class Vmcore:
         """
         unknown = (b"Linux", b"", b"", b"", b"x86_64", b"")
         info = self.vmcoreinfo
-        symbol = info.symbol("init_uts_ns") if info else None
-        if info is None or symbol is None:
+        if info is None or info.text("SYMBOL(init_uts_ns)") is None:
             return self.header.utsname if self.header else unknown
-        # OFFSET(uts_namespace.name) since 5.11 (9a56493f6942); before, a
-        # 4-byte kref was in front of it.
-        offset = info.offset("uts_namespace.name")
         try:
+            # OFFSET(uts_namespace.name) since 5.11 (9a56493f6942); before, a
+            # 4-byte kref was in front of it.
+            offset = info.offset("uts_namespace.name")
             raw = self.kernel.read(
-                symbol + (4 if offset is None else offset), _UTS_FIELD * _UTS_FIELDS
+                (info.symbol("init_uts_ns") or 0) + (4 if offset is None else offset),
+                _UTS_FIELD * _UTS_FIELDS,
             )
         except DumpError:
             release = info.text("OSRELEASE") or ""

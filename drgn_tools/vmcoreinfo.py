@@ -9,6 +9,8 @@ A typed view of the text that the kernel leaves for dump tools
 
 from __future__ import annotations
 
+from typing import Callable
+
 from drgn_tools.errors import DumpError
 
 
@@ -80,3 +82,15 @@ def require(value: int | None, key: str, low: int, high: int) -> int:
     if not low <= value <= high:
         raise DumpError(f"VMCOREINFO is damaged: {key} is {value}")
     return value
+
+
+def if_sound(read: Callable[[], int | None]) -> int | None:
+    """
+    What *read* gives if it is a 64-bit number, else None: for values that a dump is
+    better written without than not written.
+    """
+    try:
+        value = read()
+    except DumpError:
+        return None
+    return value if value is None or -(1 << 63) <= value < 1 << 63 else None

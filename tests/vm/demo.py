@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The main job on real input: a kernel crashes, and its dump is taken and opened."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,14 +22,17 @@ def run(say: Say = bench.say) -> None:
     kernel = kernels.get(SPEC.kernel, say)
     folder = cache.root() / "demo"
     folder.mkdir(parents=True, exist_ok=True)
-    vmcore = next(d.path for d in dumps.make(SPEC, folder, say) if d.kind == "vmcore")
+    made = {dump.kind: dump.path for dump in dumps.make(SPEC, folder, say)}
+    made["qemu"].unlink()
+    vmcore = made["vmcore"]
     target = folder / "dump.kdump"
     _extract(vmcore, target, say)
     _open(target, kernel, say)
     say("")
+    programs = os.path.relpath(Path(sys.executable).parent)
     say("The dump stays here; look at it with:")
-    say(f"  drgn -c {target} -s {kernel.vmlinux}")
-    say(f"  drgn-tools info {target}")
+    say(f"  {programs}/drgn -c {target} -s {kernel.vmlinux}")
+    say(f"  {programs}/drgn-tools info {target}")
 
 
 def _extract(vmcore: Path, target: Path, say: Say) -> None:

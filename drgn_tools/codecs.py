@@ -17,9 +17,10 @@ from typing import Any, Callable, NamedTuple, Union
 
 from drgn_tools.errors import DumpError
 
-Buffer = Union[bytes, memoryview]
+#: What libraries give back; anything that can be written, and has a length.
+Buffer = Union[bytes, bytearray, memoryview]
 #: Compresses one page.
-Compress = Callable[[Buffer], bytes]
+Compress = Callable[[bytes], Buffer]
 #: Decompresses one page: (data, page size) to bytes.
 Decompress = Callable[[bytes, int], bytes]
 
@@ -36,21 +37,21 @@ def _library(module: str, package: str) -> ModuleType:
 def _zlib_compressor(level: int) -> Compress:
     deflate = _library("deflate", "deflate")
     compress: Any = deflate.zlib_compress
-    return lambda page: bytes(compress(page, level))
+    return lambda page: compress(page, level)
 
 
 def _zlib_decompressor() -> Decompress:
-    # The standard library is there even where libdeflate is not.
-    def decompress(data: bytes, size: int) -> bytes:
-        return zlib.decompressobj().decompress(data, size)
-
-    return decompress
+    try:
+        deflate: Any = importlib.import_module("deflate")
+    except ImportError:
+        # The standard library is there even where libdeflate is not.
+        return lambda data, size: zlib.decompressobj().decompress(data, size)
+    return lambda data, size: bytes(deflate.zlib_decompress(data, size))
 
 
 def _lzo_compressor(level: int) -> Compress:
     compress: Any = _library("lzo", "python-lzo").compress
-    # python-lzo takes nothing but bytes.
-    return lambda page: compress(bytes(page), level, False)
+    return lambda page: compress(page, level, False)
 
 
 def _lzo_decompressor() -> Decompress:
@@ -59,8 +60,8 @@ def _lzo_decompressor() -> Decompress:
 
 
 def _snappy_compressor(level: int) -> Compress:
-    compress: Any = _library("cramjam", "cramjam").snappy.compress_raw
-    return lambda page: bytes(compress(page))
+    compress: Compress = _library("cramjam", "cramjam").snappy.compress_raw
+    return compress
 
 
 def _snappy_decompressor() -> Decompress:

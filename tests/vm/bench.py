@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -119,7 +120,8 @@ def say(line: str) -> None:
 def step(what: str, tell: Say = say) -> Iterator[Callable[[str], None]]:
     """Announce a long step; yields a function that shows how far it has got.
 
-    A terminal sees one line that moves, a log one line when the step is done.
+    A terminal sees one line that moves, a log one line when the step is done, and one
+    before if that takes long.
     """
     live = tell is say and sys.stderr.isatty()
     start = time.monotonic()
@@ -135,12 +137,17 @@ def step(what: str, tell: Say = say) -> Iterator[Callable[[str], None]]:
             width = len(text)
 
     show("")
+    patience = threading.Timer(15, tell, [f"{what} ..."])
+    if not live:
+        patience.start()
     try:
         yield show
     except BaseException:
         if live:
             print(file=sys.stderr)
         raise
+    finally:
+        patience.cancel()
     done = f"{what}: {time.monotonic() - start:.0f} s"
     if live:
         print(f"\r{done:<{width}}", file=sys.stderr, flush=True)

@@ -72,6 +72,8 @@ def _discard_stdout() -> None:
 
 def main() -> NoReturn:
     """Run ``drgn-tools``. Exit status: 0 done, 1 failed, 2 wrong usage."""
+    # numpy's linear algebra, which nothing here uses, starts a thread per CPU.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for number in _STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # As under nohup.
             signal.signal(number, _stop)

@@ -22,6 +22,7 @@ from drgn_tools.errors import DumpError
 
 # What ends the command, and is the parent's to deal with.
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_END_OF_MESSAGE = b"\0"
 # Seconds between looks at the workers.
 _TICK = 0.1
 
@@ -81,15 +82,15 @@ def run_workers(count: int, work: Callable[[], None], tick: Callable[[], None]) 
         os.close(write_end)
         write_end = -1
         while workers:
-            if select.select([read_end], [], [], _TICK)[0]:
-                message = os.read(read_end, 4096)
-                if message:
-                    raise DumpError(message.decode(errors="replace"))
+            _check_messages(read_end, _TICK)
             for pid in list(workers):
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     workers.remove(pid)
-                    _check(status)
+                    if status:
+                        # It may have said why since.
+                        _check_messages(read_end, 0)
+                        raise DumpError(_fate(status))
             tick()
     finally:
         os.close(read_end)
@@ -100,12 +101,18 @@ def run_workers(count: int, work: Callable[[], None], tick: Callable[[], None]) 
             os.waitpid(pid, 0)
 
 
-def _check(status: int) -> None:
+def _check_messages(read_end: int, timeout: float) -> None:
+    if select.select([read_end], [], [], timeout)[0]:
+        # When the disk is full, all of them say so: one is enough.
+        message = os.read(read_end, 4096).split(_END_OF_MESSAGE)[0]
+        if message:
+            raise DumpError(message.decode(errors="replace"))
+
+
+def _fate(status: int) -> str:
     if os.WIFSIGNALED(status):
-        name = signal.Signals(os.WTERMSIG(status)).name
-        raise DumpError(f"a worker was killed ({name})")
-    if status:
-        raise DumpError("a worker failed")
+        return f"a worker was killed ({signal.Signals(os.WTERMSIG(status)).name})"
+    return "a worker failed"
 
 
 def _work(work: Callable[[], None], write_end: int, mask: set[int]) -> NoReturn:
@@ -119,7 +126,7 @@ def _work(work: Callable[[], None], write_end: int, mask: set[int]) -> NoReturn:
         work()
         status = 0
     except DumpError as error:
-        os.write(write_end, str(error).encode())
+        os.write(write_end, str(error).encode() + _END_OF_MESSAGE)
     except BaseException:
         traceback.print_exc()
     finally:

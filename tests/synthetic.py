@@ -1146,7 +1146,7 @@ def read_kdump(path: str | os.PathLike[str]) -> KdumpFile:
         places[pfn] = place
         if offset:
             assert 0 < length <= block and offset + length <= len(raw)
-            pages[pfn] = _decompress(flags, raw[offset : offset + length])
+            pages[pfn] = decompress(flags, raw[offset : offset + length])
             assert len(pages[pfn]) == block
     return KdumpFile(
         status,
@@ -1161,7 +1161,8 @@ def read_kdump(path: str | os.PathLike[str]) -> KdumpFile:
     )
 
 
-def _decompress(flags: int, data: bytes) -> bytes:
+def decompress(flags: int, data: bytes) -> bytes:
+    """One page, by the descriptor's flags."""
     page: bytes
     if flags == 0:
         page = data

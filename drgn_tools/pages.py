@@ -260,8 +260,9 @@ def classify(
     """
     pages = words.view(layout.dtype).reshape(-1)
     count = len(pages)
-    flags = pages["flags"]
-    mapcount = pages["mapcount"]
+    # These are gone over many times.
+    flags = np.ascontiguousarray(pages["flags"])
+    mapcount = np.ascontiguousarray(pages["mapcount"])
     # What the second page of each would be.
     following = pages[1:]
 
@@ -328,14 +329,15 @@ def classify(
     unaccepted = typed(layout.unaccepted_type) & (frames & (whole - 1) == 0)
     classes[unaccepted] = PageClass.UNACCEPTED
     span[unaccepted] = whole
-    private = pages["private"]
-    blocks = np.left_shift(1, np.minimum(private, layout.orders - 1).astype(np.int64))
+    classes[buddy] = PageClass.KERNEL
     # A block is aligned to its order. If not, the word is damaged: not free
     # for sure, so kept.
-    free = buddy & (private < np.uint64(layout.orders)) & (frames & (blocks - 1) == 0)
-    classes[buddy] = PageClass.KERNEL
-    classes[free] = PageClass.FREE
-    span[free] = blocks[free]
+    free = np.flatnonzero(buddy)
+    private = pages["private"][free]
+    blocks = np.left_shift(1, np.minimum(private, layout.orders - 1).astype(np.int64))
+    sound = (private < np.uint64(layout.orders)) & (frames[free] & (blocks - 1) == 0)
+    classes[free[sound]] = PageClass.FREE
+    span[free[sound]] = blocks[sound]
     # A tail is what its head is.
     classes[tail] = PageClass.KERNEL
     span[tail] = 1

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+``extract`` beside makedumpfile
+-------------------------------
+
+Both filter the same dump in the same run, in turn, as whole processes, so that
+what slows the machine down slows both down. The dump is in the page cache and
+the output goes to memory where there is room: no disk is measured.
+
+Without arguments, dump and makedumpfile are those of the test bench, which
+makes or fetches them if need be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import report
+from drgn_tools.codecs import CODECS, Codec
+from drgn_tools.vmcore import open_vmcore
+
+_ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = ("numpy", "deflate", "python-lzo", "cramjam", "zstandard")
+_PEER = "makedumpfile-sid"
+# Whoever takes this many times as long as the fastest of its kind, in its
+# first run, is not asked again: makedumpfile's threads on few CPUs.
+_HOPELESS = 2.0
+
+_OPTIONS = {"zlib": "-c", "lzo": "-l", "snappy": "-p", "zstd": "-z"}
+
+
+class Contender(NamedTuple):
+    """One way to run one of the programs."""
+
+    title: str
+    ours: bool
+    command: tuple[str, ...]
+    """Begins a command line; options that choose the output follow."""
+
+
+class Run(NamedTuple):
+    """What one run took."""
+
+    wall: float
+    """Seconds."""
+    processor: float
+    """Seconds, of all its processes and threads."""
+    size: int
+    """Of the output."""
+
+
+def contenders(peer: Sequence[str], jobs: Sequence[int]) -> list[Contender]:
+    """The programs, each with each number of jobs."""
+    found = []
+    if peer:
+        for count in jobs:
+            # One thread is not the same as none.
+            threads = ("--num-threads", str(count)) if count > 1 else ()
+            title = f"makedumpfile{f', {count} threads' if threads else ''}"
+            found.append(Contender(title, False, (*peer, *threads)))
+    ours = (sys.executable, "-m", "drgn_tools", "extract")
+    for count in jobs:
+        title = f"extract --jobs {count}"
+        found.append(Contender(title, True, (*ours, "--jobs", str(count))))
+    return found
+
+
+def run(
+    contender: Contender, dump: str, codec: Codec, level: int, folder: Path
+) -> Run | None:
+    """
+    Run a program once.
+
+    :return: None if it cannot compress that way.
+    :raises subprocess.CalledProcessError: if it fails.
+    """
+    output = folder / "out"
+    output.unlink(missing_ok=True)
+    options = [_OPTIONS[codec.name], "-d", str(level), dump, str(output)]
+    command = [*contender.command, *options]
+    # A file takes what it says: a pipe would have to be emptied.
+    with tempfile.TemporaryFile() as said:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=said, stderr=said, cwd=_ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            text = said.read().decode(errors="replace")
+            raise subprocess.CalledProcessError(process.returncode, command, text)
+    # makedumpfile without a codec says so and does not compress.
+    with open_vmcore(str(output)) as made:
+        assert made.header is not None
+        if not made.header.status & codec.flag:
+            return None
+    return Run(wall, usage.ru_utime + usage.ru_stime, output.stat().st_size)
+
+
+def measure(
+    who: Sequence[Contender],
+    dump: str,
+    codec: Codec,
+    level: int,
+    runs: int,
+    folder: Path,
+) -> dict[Contender, list[Run]]:
+    """Let all run in turn, *runs* times; those who cannot are not in the result."""
+    results: dict[Contender, list[Run]] = {}
+    for number in range(runs):
+        for contender in who:
+            if number and contender not in results:
+                continue
+            if number and _hopeless(contender, results):
+                continue
+            result = run(contender, dump, codec, level, folder)
+            if result is not None:
+                results.setdefault(contender, []).append(result)
+    return results
+
+
+def _hopeless(contender: Contender, results: dict[Contender, list[Run]]) -> bool:
+    fastest = min(r[0].wall for c, r in results.items() if c.ours == contender.ours)
+    return results[contender][0].wall > _HOPELESS * fastest
+
+
+def rows(
+    results: dict[Contender, list[Run]], codec: Codec, level: int
+) -> list[tuple[str, ...]]:
+    """Rows of the table: one per program."""
+    peers = [
+        statistics.median(run.wall for run in runs)
+        for contender, runs in results.items()
+        if not contender.ours
+    ]
+    lines: list[tuple[str, ...]] = []
+    for contender, runs in results.items():
+        wall = statistics.median(run.wall for run in runs)
+        lines.append(
+            (
+                str(level),
+                codec.name,
+                contender.title,
+                f"{wall:.2f}",
+                f"{min(run.wall for run in runs):.2f}",
+                f"{statistics.median(run.processor for run in runs):.2f}",
+                f"{runs[0].size / (1 << 20):.1f}",
+                f"{min(peers) / wall:.2f}" if peers and contender.ours else "",
+                str(len(runs)),
+            )
+        )
+    return lines
+
+
+HEAD = (
+    "-d>",
+    "codec",
+    "program",
+    "median s>",
+    "least s>",
+    "processor s>",
+    "output MiB>",
+    "x makedumpfile>",
+    "runs>",
+)
+
+
+def bench_dump() -> str:
+    """The test bench's large dump, made if need be."""
+    from tests.vm import dumps
+
+    both = dumps.both(dumps.LARGE)
+    return str(next(dump.path for dump in both if dump.kind == "vmcore"))
+
+
+def bench_peer() -> tuple[list[str], str]:
+    """The test bench's makedumpfile, fetched if need be: command and version."""
+    from tests.vm import peers
+
+    return peers.argv(_PEER), f"makedumpfile {peers.version(_PEER)}"
+
+
+def warm(path: str) -> None:
+    """Read a file, so that it is in the page cache."""
+    with open(path, "rb", buffering=0) as file:
+        while file.read(1 << 22):
+            pass
+
+
+def _output_folder(dump: str) -> str:
+    """Memory if it has room for what may be as large as the dump."""
+    room = os.stat(dump).st_size
+    memory = "/dev/shm"
+    if os.path.isdir(memory) and shutil.disk_usage(memory).free > 2 * room:
+        return memory
+    return tempfile.gettempdir()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run as a command."""
+    parser = argparse.ArgumentParser(prog="benchmarks.extract", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("dump", nargs="?", help="an ELF core that makedumpfile can read")
+    add("--runs", type=int, default=5, help="default: 5")
+    add("--codecs", default="lzo,zlib,zstd,snappy", metavar="NAME,…")
+    add("--levels", type=_numbers, default="31,1", metavar="LEVEL,…")
+    add("--jobs", type=_numbers, default="1,2", metavar="N,…")
+    add("--peer", help="makedumpfile's command; empty: none")
+    add("--output", help="folder to write to")
+    chosen = parser.parse_args(args)
+    codecs = [CODECS[name] for name in chosen.codecs.split(",")]
+    if chosen.peer is None:
+        peer, peer_version = bench_peer()
+    else:
+        peer, peer_version = shlex.split(chosen.peer), chosen.peer
+    dump = os.path.abspath(chosen.dump or bench_dump())
+    who = contenders(peer, chosen.jobs)
+    others = [peer_version] if peer_version else []
+    print(report.machine(_PACKAGES, others))
+    folder = chosen.output or _output_folder(dump)
+    with open_vmcore(dump) as vmcore:
+        info = vmcore.vmcoreinfo
+        release = info.text("OSRELEASE") if info else None
+        print(f"Dump: {vmcore.size / (1 << 30):.1f} GiB of Linux {release}.\n")
+    warm(dump)
+    table = []
+    with tempfile.TemporaryDirectory(dir=folder, prefix="drgn-tools-") as temp:
+        for level in chosen.levels:
+            for codec in codecs:
+                print(f"-d {level}, {codec.name} ...", file=sys.stderr)
+                found = measure(who, dump, codec, level, chosen.runs, Path(temp))
+                table += rows(found, codec, level)
+    print(report.table(HEAD, table))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The benchmarks run, and say what they should; not how fast anything is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import codecs, extract, report
+from drgn_tools.codecs import CODECS
+from drgn_tools.vmcore import open_vmcore
+from tests.synthetic import Machine, write_elf
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    machine = Machine()
+    path = tmp_path_factory.mktemp("dump") / "vmcore"
+    write_elf(path, machine.loads(), machine.notes())
+    return path
+
+
+def test_report_table() -> None:
+    assert report.table(("name", "us>"), [("a", "1.5"), ("long name", "10.0")]) == (
+        "| name      |   us |\n"
+        "| --------- | ---: |\n"
+        "| a         |  1.5 |\n"
+        "| long name | 10.0 |"
+    )
+
+
+def test_codecs_sample(dump: Path) -> None:
+    with open_vmcore(str(dump)) as vmcore:
+        pages = codecs.sample(vmcore, 20)
+        assert len(pages) == 20
+        assert all(len(page) == 4096 and any(page) for page in pages)
+        assert codecs.sample(vmcore, 20) == pages
+        assert len(codecs.sample(vmcore, 1 << 20)) < vmcore.max_pfn
+
+
+def test_codecs(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    codecs.main([str(dump), "--pages", "30", "--rounds", "1"])
+    said = capsys.readouterr().out
+    assert said.startswith("Machine: ")
+    for name in CODECS:
+        # The project's own choice is always there.
+        assert f"| {name:<6} | drgn_tools.codecs" in said
+
+
+def test_codecs_not_installed() -> None:
+    def make() -> codecs.Pair:
+        raise ImportError
+
+    absent = codecs.Candidate("zstd", "none such", "none-such", make)
+    assert codecs.measure([bytes(4096)], [absent], 1) == ([], [absent])
+
+
+def test_codecs_wrong() -> None:
+    def make() -> codecs.Pair:
+        return lambda page: b"", lambda data: b""
+
+    wrong = codecs.Candidate("zstd", "wrong", None, make)
+    with pytest.raises(ValueError, match="wrong does not give back"):
+        codecs.measure([bytes(4096)], [wrong], 1)
+
+
+def test_extract(
+    dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # In makedumpfile's place: this project's own, which takes the same options.
+    peer = f"{sys.executable} -m drgn_tools extract"
+    extract.main(
+        [
+            *(str(dump), "--runs", "2", "--levels", "31", "--codecs", "zstd"),
+            *("--jobs", "1", "--peer", peer, "--output", str(tmp_path)),
+        ]
+    )
+    said = capsys.readouterr().out
+    assert "| zstd  | makedumpfile     |" in said
+    assert "| zstd  | extract --jobs 1 |" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_extract_contenders() -> None:
+    found = extract.contenders(["peer"], [1, 2])
+    assert [(c.title, c.ours) for c in found] == [
+        ("makedumpfile", False),
+        ("makedumpfile, 2 threads", False),
+        ("extract --jobs 1", True),
+        ("extract --jobs 2", True),
+    ]
+    assert found[1].command == ("peer", "--num-threads", "2")
+
+
+def test_extract_fails(tmp_path: Path) -> None:
+    broken = extract.Contender("broken", False, ("false",))
+    with pytest.raises(subprocess.CalledProcessError):
+        extract.run(broken, "none", CODECS["lzo"], 31, tmp_path)

@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     boot.add_argument("--append", default="", help="more of the kernel's command line")
     boot.epilog = "After -- comes a command to run in the guest instead of a shell."
     dump = add("dump", _dump, "a dump of a kernel")
-    machine(dump, False, 768)
+    machine(dump, False, 512)
     dump.add_argument("--kind", choices=tuple(dumps.KINDS), default="qemu")
     dump.add_argument(
         "--filled", type=int, default=50, metavar="PERCENT", help="of memory in use"

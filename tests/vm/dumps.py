@@ -60,7 +60,7 @@ class Spec(NamedTuple):
     kernel: str
     levels: int = 4
     kaslr: bool = False
-    memory_mib: int = 768
+    memory_mib: int = 512
     filled: int = 50
     """Percent of memory that is given a content; the rest stays free and zero."""
 
@@ -232,7 +232,7 @@ def get(
     levels: int = 4,
     kaslr: bool = False,
     kind: str = "qemu",
-    memory_mib: int = 768,
+    memory_mib: int = 512,
     filled: int = 50,
     say: Say = bench.say,
 ) -> Dump:

@@ -320,6 +320,16 @@ def test_optimised_hugetlb_vmemmap(name: str) -> None:
     check(pages)
 
 
+@every_generation
+def test_hugetlb_in_use(generation: Generation) -> None:
+    """Mapped privately it is anonymous too, in a file it has a mapping: hugetlb."""
+    pages = StructPages(generation, 512, 2048)
+    for pfn, mapping in ((512, OBJECT | 1), (1024, OBJECT)):
+        pages.hugetlb(pfn)
+        pages.set(pfn, "mapping", mapping)
+    check(pages)
+
+
 @pytest.mark.parametrize("name", ["6.12", "7.1", "7.2"])
 def test_owner_uses_the_rest_of_the_type(name: str) -> None:
     pages = StructPages(BY_NAME[name], 0, 64)

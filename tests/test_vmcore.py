@@ -155,10 +155,14 @@ def test_mmap_refused(
     assert len(refused) == 1
 
 
-def test_mmap_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shift", [0, 3])
+def test_mmap_is_used(
+    shift: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where data is not page-aligned in the file."""
     machine = machine_with()
     path = tmp_path / "vmcore"
-    write_elf(path, machine.loads(), machine.notes())
+    write_elf(path, machine.loads(), machine.notes(), shift=shift)
     with open_vmcore(str(path)) as vmcore:
         monkeypatch.setattr(vmcore, "_pread", None)
         start, memory = machine.ram[0]

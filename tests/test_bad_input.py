@@ -495,7 +495,7 @@ def test_output_is_the_input(
     if how == "symlink":
         out.symlink_to(source)
     elif how == "hardlink":
-        out.hardlink_to(source)
+        os.link(source, out)
     elif how == "dots":
         out = room / ".." / room.name / "in"
     else:

@@ -34,7 +34,8 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("numpy", "deflate", "python-lzo", "cramjam", "zstandard")
 _PEER = "makedumpfile-sid"
 # Whoever takes this many times as long as the fastest of its kind, in its
-# first run, is not asked again: makedumpfile's threads on few CPUs.
+# first run, is not asked again: makedumpfile's threads on few CPUs. More runs
+# of it would take most of the time, and it is not what is compared with.
 _HOPELESS = 2.0
 
 _OPTIONS = {"zlib": "-c", "lzo": "-l", "snappy": "-p", "zstd": "-z"}
@@ -58,6 +59,14 @@ class Run(NamedTuple):
     """Seconds, of all its processes and threads."""
     size: int
     """Of the output."""
+
+
+class Record(NamedTuple):
+    """What all runs of a contender took."""
+
+    runs: list[Run]
+    failures: list[str]
+    """What makedumpfile said when it failed."""
 
 
 def contenders(peer: Sequence[str], jobs: Sequence[int]) -> list[Contender]:
@@ -115,49 +124,70 @@ def measure(
     level: int,
     runs: int,
     folder: Path,
-) -> dict[Contender, list[Run]]:
-    """Let all run in turn, *runs* times; those who cannot are not in the result."""
-    results: dict[Contender, list[Run]] = {}
-    for number in range(runs):
+) -> dict[Contender, Record]:
+    """
+    Let all run in turn, *runs* times; those who cannot are not in the result.
+
+    :raises subprocess.CalledProcessError: if ``extract`` fails. A failure of
+        makedumpfile is recorded.
+    """
+    results = {contender: Record([], []) for contender in who}
+    for _ in range(runs):
         for contender in who:
-            if number and contender not in results:
+            if contender not in results or _hopeless(contender, results):
                 continue
-            if number and _hopeless(contender, results):
+            try:
+                result = run(contender, dump, codec, level, folder)
+            except subprocess.CalledProcessError as error:
+                if contender.ours:
+                    raise
+                results[contender].failures.append(f"{error}\n{error.output}")
                 continue
-            result = run(contender, dump, codec, level, folder)
-            if result is not None:
-                results.setdefault(contender, []).append(result)
+            if result is None:
+                del results[contender]
+            else:
+                results[contender].runs.append(result)
     return results
 
 
-def _hopeless(contender: Contender, results: dict[Contender, list[Run]]) -> bool:
-    fastest = min(r[0].wall for c, r in results.items() if c.ours == contender.ours)
-    return results[contender][0].wall > _HOPELESS * fastest
+def _hopeless(contender: Contender, results: dict[Contender, Record]) -> bool:
+    times = [
+        record.runs[0].wall
+        for other, record in results.items()
+        if other.ours == contender.ours and record.runs
+    ]
+    own = results[contender].runs
+    return bool(own) and own[0].wall > _HOPELESS * min(times)
 
 
 def rows(
-    results: dict[Contender, list[Run]], codec: Codec, level: int
+    results: dict[Contender, Record], codec: Codec, level: int
 ) -> list[tuple[str, ...]]:
     """Rows of the table: one per program."""
     peers = [
-        statistics.median(run.wall for run in runs)
-        for contender, runs in results.items()
-        if not contender.ours
+        statistics.median(run.wall for run in record.runs)
+        for contender, record in results.items()
+        if record.runs and not contender.ours
     ]
     lines: list[tuple[str, ...]] = []
-    for contender, runs in results.items():
+    for contender, (runs, failures) in results.items():
+        count = str(len(runs))
+        if failures:
+            count += f", {len(failures)} failed"
+        names = (str(level), codec.name, contender.title)
+        if not runs:
+            lines.append((*names, "", "", "", "", "", count))
+            continue
         wall = statistics.median(run.wall for run in runs)
         lines.append(
             (
-                str(level),
-                codec.name,
-                contender.title,
+                *names,
                 f"{wall:.2f}",
                 f"{min(run.wall for run in runs):.2f}",
                 f"{statistics.median(run.processor for run in runs):.2f}",
                 f"{runs[0].size / (1 << 20):.1f}",
                 f"{min(peers) / wall:.2f}" if peers and contender.ours else "",
-                str(len(runs)),
+                count,
             )
         )
     return lines
@@ -246,6 +276,8 @@ def main(args: Sequence[str] | None = None) -> None:
                 print(f"-d {level}, {codec.name} ...", file=sys.stderr)
                 found = measure(who, dump, codec, level, chosen.runs, Path(temp))
                 table += rows(found, codec, level)
+                for record in found.values():
+                    print(*record.failures, sep="\n", end="", file=sys.stderr)
     print(report.table(HEAD, table))
 
 

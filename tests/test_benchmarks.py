@@ -99,3 +99,10 @@ def test_extract_fails(tmp_path: Path) -> None:
     broken = extract.Contender("broken", False, ("false",))
     with pytest.raises(subprocess.CalledProcessError):
         extract.run(broken, "none", CODECS["lzo"], 31, tmp_path)
+
+
+def test_extract_peer_fails(dump: Path, tmp_path: Path) -> None:
+    broken = extract.Contender("makedumpfile", False, ("false",))
+    found = extract.measure([broken], str(dump), CODECS["lzo"], 31, 2, tmp_path)
+    assert len(found[broken].failures) == 2
+    assert extract.rows(found, CODECS["lzo"], 31)[0][-1] == "0, 2 failed"

@@ -82,7 +82,9 @@ def _deflate(level: int) -> Callable[[], Pair]:
 
 def _cramjam(name: str, *level: int) -> Callable[[], Pair]:
     def make() -> Pair:
-        module = getattr(_library("cramjam"), name)
+        module = getattr(_library("cramjam"), name, None)
+        if module is None:  # cramjam 2.7 has no zlib.
+            raise ImportError(name)
         return lambda page: module.compress(page, *level), module.decompress
 
     return make

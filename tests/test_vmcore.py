@@ -574,6 +574,21 @@ def test_kdump_split_is_refused(tmp_path: Path) -> None:
         open_vmcore(str(path))
 
 
+@pytest.mark.parametrize("field", [32, 48])
+@pytest.mark.parametrize("value", [(-1, 100), (1 << 40, 100), (4096, 1 << 40)])
+def test_kdump_notes_beyond_the_end(
+    field: int, value: tuple[int, int], tmp_path: Path
+) -> None:
+    """Notes cut off unnoticed would be a dump without registers."""
+    path = tmp_path / "dump"
+    write_kdump(path, {0: b"x" * PAGE}, Machine().notes())
+    with open(path, "r+b") as file:
+        file.seek(PAGE + field)
+        file.write(struct.pack("<qQ", *value))
+    with pytest.raises(DumpError, match="notes"):
+        open_vmcore(str(path))
+
+
 # --- damage of all kinds ----------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from typing import Callable
 import drgn
 import numpy as np
 import pytest
+import zstandard
 
 from drgn_tools.vmcore import open_vmcore
 from tests.command import (
@@ -885,12 +886,15 @@ def test_killed_worker(long_dump: Path, room: Path) -> None:
 
 def test_killed_command(long_dump: Path, room: Path) -> None:
     """Nothing can tidy up after it, but no half output has the name."""
+    compress = zstandard.ZstdCompressor(level=19).compress
+    whole = 96 * sum(len(compress(text_page(seed))) for seed in range(256))
     with _at_work(long_dump, room, 3) as process:
         process.kill()
         process.wait(timeout=30)
         assert not (room / "out").exists()
-        # Its workers do not go on without it.
+        # Its workers finish what they have in hand, and do not go on without it.
         _wait(lambda: _session(process.pid) == [])
+        assert _written(room) < whole * 3 // 4
 
 
 # --- memory that only seems to be there -------------------------------------------

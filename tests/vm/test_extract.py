@@ -96,7 +96,7 @@ def physical(path: Path) -> Any:
 
 # Bits of /proc/kpageflags (include/uapi/linux/kernel-page-flags.h).
 KPF_SLAB, KPF_BUDDY, KPF_ANON = 7, 10, 12
-KPF_COMPOUND_TAIL, KPF_HUGE, KPF_HWPOISON, KPF_OFFLINE = 16, 17, 19, 23
+KPF_HUGE, KPF_HWPOISON, KPF_OFFLINE = 17, 19, 23
 
 
 def unexplained(
@@ -132,10 +132,12 @@ def unexplained(
                 reason = "PG_waiters, which it takes for PG_slab"
             elif (
                 ours
+                and level & 8
                 and info.offset("page.compound_head") is None
-                and kpf >> KPF_COMPOUND_TAIL & 1
                 and words["tail"] & 1
+                and words["mapping"] & 1
             ):
+                # It reads the tail's unused mapping, and takes it for anonymous.
                 reason = "tail by compound_info (7.1), which 1.7.8 does not know"
             else:
                 rest.append(f"{pfn:#x} ours={ours} {words} kpageflags={kpf:#x}")

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Say at the end how many page frames differ from makedumpfile's, and why."""
+
+from __future__ import annotations
+
+import collections
+
+import pytest
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counts: collections.Counter[str] = collections.Counter()
+    compared = 0
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in getattr(report, "user_properties", []):
+            if name == "explained":
+                compared += 1
+                counts.update(value)
+    if compared:
+        terminalreporter.section("page frames that makedumpfile treats otherwise")
+        terminalreporter.line(f"in {compared} comparisons, unexplained: 0")
+        for reason, count in counts.most_common():
+            terminalreporter.line(f"{count:8}  {reason}")

@@ -224,7 +224,7 @@ def test_classes_as_the_guest_says(case: Case) -> None:
         for piece in page_classes(vmcore, find_struct_pages(vmcore), len(flags)):
             ours[piece.pfn : piece.pfn + len(piece.classes)] = piece.classes
 
-    def said(bit: int) -> npt.NDArray[np.bool_]:
+    def said(bit: int) -> Any:
         return (flags >> np.uint64(bit) & np.uint64(1)).astype(bool) & (ours != 255)
 
     for page_class, bit in GUEST_SAYS.items():

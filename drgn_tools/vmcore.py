@@ -252,6 +252,10 @@ class _ElfVmcore(Vmcore):
             ram.append(_pages_of(segment.paddr, end))
             filesz = min(segment.filesz, segment.memsz)
             in_file = max(0, min(filesz, size - segment.offset))
+            if in_file < filesz:
+                # Of a page that is cut, the rest is lost, not zero.
+                cut = (segment.paddr + in_file) & -_PAGE_SIZE
+                in_file = max(0, cut - segment.paddr)
             self.lost_bytes += filesz - in_file
             if in_file:
                 extents.append(

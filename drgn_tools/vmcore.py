@@ -11,6 +11,7 @@ mapped in bounded windows, and pages come without copying where they can.
 
 from __future__ import annotations
 
+import abc
 import bisect
 import functools
 import mmap
@@ -67,7 +68,7 @@ def merge_runs(runs: list[Run]) -> list[Run]:
     return merged
 
 
-class Vmcore:
+class Vmcore(abc.ABC):
     """
     The physical memory of a dump. Made by :func:`open_vmcore`.
 
@@ -115,10 +116,11 @@ class Vmcore:
         """End of the last run of memory."""
         return self.ram_runs[-1].end_pfn if self.ram_runs else 0
 
+    @abc.abstractmethod
     def present(self, pfn: int, end_pfn: int) -> Bools:
         """Which page frames of a range have data."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def pages(self, pfns: Pfns) -> Bytes:
         """
         Pages as an array (page frames, page size).
@@ -126,15 +128,14 @@ class Vmcore:
         :param pfns: page frames with data, ascending, close together.
         :raises MissingMemory: if a page frame has no data.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read(self, paddr: int, size: int) -> bytes:
         """
         Copy of physical memory.
 
         :raises MissingMemory: if a page of it has no data.
         """
-        raise NotImplementedError
 
     def view(self, paddr: int, size: int) -> Bytes:
         """Like :meth:`read`, as an array, without copying where possible."""

@@ -131,6 +131,8 @@ def _print_summary(summary: Summary, output: str) -> None:
         say(f"{summary.zero_pages} of the kept pages are zero and share one page")
     if summary.missing_pages:
         say(f"{summary.missing_pages} pages are missing: the input is cut short")
+    memory = [binary_size(pages * summary.page_size) for pages in (kept, found)]
+    say(f"kept {memory[0]} of {memory[1]} of memory")
     sizes = binary_size(summary.output_size), binary_size(summary.input_size)
     say(f"{output}: {sizes[0]} from {sizes[1]} in {summary.seconds:.1f} s")
 

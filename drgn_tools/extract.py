@@ -48,6 +48,7 @@ class Summary(NamedTuple):
     """What :func:`extract` did."""
 
     plan: Plan
+    page_size: int
     zero_pages: int
     """Kept pages that share one page of zeros in the output."""
     missing_pages: int
@@ -106,6 +107,7 @@ def extract(
                 raise DumpError(f"cannot write {target}: {error.strerror}") from None
         return Summary(
             plan,
+            vmcore.page_size,
             zeros,
             -(-vmcore.lost_bytes // vmcore.page_size),
             vmcore.size,

@@ -383,6 +383,11 @@ class _KdumpVmcore(Vmcore):
         block0 = self._pread(4096, 0)
         block = kdump.block_size(block0)
         header = kdump.unpack_headers(block0, self._pread(4096, block), size)
+        # QEMU fills in nothing else of utsname.
+        machine = header.utsname[4]
+        if machine not in (b"x86_64", b""):
+            name = machine.decode(errors="replace")
+            raise DumpError(f"a dump of {name}; only x86-64 dumps are known")
         if header.split:
             raise DumpError("one part of a split dump; reassemble it first")
         self.header = header

@@ -135,6 +135,13 @@ def _kdump_cut(path: Path) -> None:
     os.truncate(path, 3 * PAGE)
 
 
+def _kdump_foreign(path: Path) -> None:
+    write_kdump(path, dict.fromkeys(range(16), b"m" * PAGE))
+    with path.open("r+b") as file:
+        file.seek(12 + 4 * 65)  # utsname.machine
+        file.write(b"aarch64\0")
+
+
 def _socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(path))
@@ -165,6 +172,7 @@ NO_DUMPS: dict[str, tuple[Callable[[Path], object], str]] = {
     "kdump magic": (_bytes(b"KDUMP   "), "cut short"),
     "kdump header": (_bytes(b"KDUMP   " + bytes(500)), "damaged"),
     "kdump bitmaps": (_kdump_cut, "cut short"),
+    "kdump foreign": (_kdump_foreign, "aarch64"),
 }
 
 

@@ -165,12 +165,27 @@ def pack_headers(header: Header, notes: bytes) -> bytes:
     return main.ljust(header.block_size, b"\0") + (sub + notes).ljust(size, b"\0")
 
 
+def block_size(block0: bytes) -> int:
+    """
+    Block size in a main header, which says where the sub header is.
+
+    :raises DumpError: if it is impossible.
+    """
+    if len(block0) < _HEADER.size:
+        raise DumpError("the kdump header is cut short")
+    size: int = _HEADER.unpack_from(block0)[6]
+    if not 4096 <= size <= 65536 or size & (size - 1):
+        raise DumpError(f"the kdump header is damaged: blocks of {size} bytes")
+    return size
+
+
 def unpack_headers(block0: bytes, block1: bytes, file_size: int) -> Header:
     """
     Headers of an existing file.
 
     :param block0: at least 464 bytes from the start of the file.
-    :param block1: at least 104 bytes from the second block.
+    :param block1: at least 104 bytes from the second block, which
+        :func:`block_size` finds.
     :raises DumpError: if they are no headers that can be used.
     """
     try:
@@ -221,8 +236,6 @@ def unpack_headers(block0: bytes, block1: bytes, file_size: int) -> Header:
         end_pfn=sub[12],
         max_mapnr=sub[13],
     )
-    if not 4096 <= block_size <= 65536 or block_size & (block_size - 1):
-        raise DumpError(f"the kdump header is damaged: blocks of {block_size} bytes")
     if (
         sub_hdr_size < 1
         or header.descriptors_offset > file_size
@@ -236,13 +249,3 @@ def unpack_headers(block0: bytes, block1: bytes, file_size: int) -> Header:
         if offset < 0 or offset + size > file_size:
             raise DumpError("the kdump header is damaged: notes beyond the end")
     return header
-
-
-def block_size(block0: bytes) -> int:
-    """Block size in a main header, which says where the sub header is."""
-    if len(block0) < _HEADER.size:
-        raise DumpError("the kdump header is cut short")
-    size: int = _HEADER.unpack_from(block0)[6]
-    if not 4096 <= size <= 65536:
-        raise DumpError(f"the kdump header is damaged: blocks of {size} bytes")
-    return size

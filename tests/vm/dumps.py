@@ -39,13 +39,6 @@ class Dump(NamedTuple):
     folder: Path
     """Also holds serial.log and the facts."""
 
-    @property
-    def name(self) -> str:
-        """What to call it in a test's output."""
-        levels = f"{self.levels}level"
-        kaslr = "kaslr" if self.kaslr else "nokaslr"
-        return f"{self.kernel.name}-{levels}-{kaslr}-{self.kind}"
-
     def fact(self, name: str) -> bytes:
         """Return what the guest said about itself just before; a key of FACTS.
 

@@ -34,8 +34,7 @@ CASES = [(spec, kind) for spec in dumps.MATRIX for kind in dumps.KINDS]
 
 def case_name(case: tuple[Spec, str]) -> str:
     spec, kind = case
-    kaslr = "kaslr" if spec.kaslr else "nokaslr"
-    return f"{spec.kernel}-{spec.levels}level-{kaslr}-{kind}"
+    return f"{spec.name}-{kind}"
 
 
 class Case(NamedTuple):

@@ -211,9 +211,9 @@ def sample(vmcore: Vmcore, count: int, seed: int = 1) -> list[bytes]:
     for index in order:
         if len(pages) == count:
             break
-        page = vmcore.pages(pfns[index : index + 1])
-        if page.any():
-            pages.append(page.tobytes())
+        (page,) = vmcore.pages(pfns[index : index + 1])
+        if any(page):
+            pages.append(page)
     return pages
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -74,6 +75,8 @@ def extract(
     VMCORE is /proc/vmcore, an ELF core, or a kdump-compressed file to filter
     further. OUTPUT is kdump-compressed, for crash and drgn.
     """
+    # What it makes are arrays and pages: nothing that needs a search for cycles.
+    gc.disable()
     from drgn_tools import codecs as known
     from drgn_tools.errors import DumpError
     from drgn_tools.extract import extract
@@ -98,6 +101,12 @@ def extract(
         partial=partial,
     )
     _print_summary(summary, output)
+    if summary.lost:
+        pfn, why = next(iter(summary.lost.items()))
+        raise DumpError(
+            f"{output} is incomplete: {len(summary.lost)} pages could not be read, "
+            f"the first at {pfn * summary.page_size:#x}: {why}"
+        )
 
 
 def _classes(text: str | None, option: str) -> frozenset[PageClass]:
@@ -120,6 +129,9 @@ def _print_summary(summary: Summary, output: str) -> None:
     plan = summary.plan
     for warning in plan.warnings:
         say(f"warning: {warning}")
+    for pfn, why in summary.retried.items():
+        paddr = pfn * summary.page_size
+        say(f"warning: {why}; read again page by page from {paddr:#x} on")
     say(f"{'class':<14}{'pages':>12}{'kept':>12}{'left out':>12}")
     for page_class in PageClass:
         found, kept = int(plan.found[page_class]), int(plan.kept[page_class])

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Iterator
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,22 +25,19 @@ from drgn_tools.codecs import Buffer, Codec, Compress
 from drgn_tools.errors import DumpError
 from drgn_tools.formats import kdump
 from drgn_tools.pages import PageClass, dump_level, excluded_classes
-from drgn_tools.plan import Plan, make_plan
+from drgn_tools.plan import UNIT_PFNS, Plan, make_plan
 from drgn_tools.progress import Progress
-from drgn_tools.vmcore import Vmcore, bitmap_slice, open_vmcore, runs_mask
+from drgn_tools.vmcore import Vmcore, open_vmcore, runs_mask
 from drgn_tools.vmcoreinfo import if_sound
-from drgn_tools.workers import Counters, run_workers
+from drgn_tools.workers import Counters, run
 
 # Pages a worker takes at a time: few writes, and no worker left alone for long.
 _ITEM_PAGES = 1024
-# Pages that are bytes objects at a time: they stay in the processor's cache.
-_BATCH_PAGES = 16
 # Bytes of bitmap written at once; pieces that are all zero become holes.
 _BITMAP_PIECE = 1 << 16
 
-# What workers count: the next piece to take, the end of the output, pages
-# written, and zero pages among them.
-_NEXT, _END, _PAGES, _ZEROS = range(4)
+# What workers count: the end of the output, and zero pages.
+_END, _ZEROS = range(2)
 
 
 class Summary(NamedTuple):
@@ -53,6 +49,10 @@ class Summary(NamedTuple):
     """Kept pages that share one page of zeros in the output."""
     missing_pages: int
     """Pages that a cut-short input lost."""
+    retried: dict[int, str]
+    """First page frames of what a worker failed at, and why."""
+    lost: dict[int, str]
+    """Page frames that still could not be read, and why: missing in the output."""
     input_size: int
     output_size: int
     seconds: float
@@ -80,6 +80,7 @@ def extract(
     :param jobs: how many processes compress.
     :param force: replace an existing file.
     :param partial: accept a cut-short input and keep what is there.
+    :return: what was done. If pages were lost, the output is marked incomplete.
     :raises DumpError: if it cannot be done; then nothing is left behind.
     """
     started = time.monotonic()
@@ -94,13 +95,19 @@ def extract(
             # What was excluded once does not come back.
             excluded |= excluded_classes(vmcore.header.dump_level & 31)
         compress = codec.compressor(codec_level)
-        plan = make_plan(vmcore, excluded)
+        plan = make_plan(vmcore, excluded, jobs)
         with _output(target) as fd:
             try:
                 layout = _write_frame(fd, vmcore, plan, excluded, codec)
-                with contextlib.closing(Counters(4)) as counters:
+                with contextlib.closing(Counters(2)) as counters:
+                    counters[_END] = layout.data
                     job = _Job(fd, vmcore, plan, layout, codec, compress, counters)
-                    zeros, size = _write_pages(job, jobs)
+                    retried, lost = _write_pages(job, jobs)
+                    zeros, size = counters[_ZEROS], counters[_END]
+                if lost:
+                    status = layout.header.status | kdump.STATUS_INCOMPLETE
+                    header = layout.header._replace(status=status)
+                    _pwrite(fd, kdump.pack_headers(header, vmcore.notes), 0)
                 os.ftruncate(fd, size)
                 os.fsync(fd)
             except OSError as error:
@@ -110,6 +117,8 @@ def extract(
             vmcore.page_size,
             zeros,
             -(-vmcore.lost_bytes // vmcore.page_size),
+            retried,
+            lost,
             vmcore.size,
             size,
             time.monotonic() - started,
@@ -133,11 +142,11 @@ def _output(target: str) -> Iterator[int]:
     directory, name = os.path.split(target)
     if not name:
         raise DumpError(f"cannot write {target or 'a file without a name'}: no file")
+    temporary = os.path.join(directory, f".{name[:32]}.{os.urandom(8).hex()}")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         # Mode 0600: a dump holds keys and passwords.
-        fd, temporary = tempfile.mkstemp(
-            dir=os.path.abspath(directory), prefix=f".{name[:32]}."
-        )
+        fd = os.open(temporary, flags, 0o600)
     except OSError as error:
         raise DumpError(f"cannot write {target}: {error.strerror}") from None
     try:
@@ -163,7 +172,7 @@ def _output(target: str) -> Iterator[int]:
 class _Layout(NamedTuple):
     """Where things go in the output."""
 
-    descriptors: int
+    header: kdump.Header
     zero_page: int
     """0 if zero pages are pages like all others."""
     data: int
@@ -203,19 +212,18 @@ def _write_frame(
             vmcore.ram_runs, first, min(plan.max_mapnr, first + 8 * _BITMAP_PIECE)
         )
         if mask.any():
-            piece = np.packbits(mask, bitorder="little")
-            _pwrite(fd, piece.data, header.bitmap_offset + first // 8)
+            bits = np.packbits(mask, bitorder="little")
+            _pwrite(fd, bits.data, header.bitmap_offset + first // 8)
     start = header.bitmap_offset + header.bitmap_size
-    for at in range(0, len(plan.dumpable), _BITMAP_PIECE):
-        piece = plan.dumpable[at : at + _BITMAP_PIECE]
-        if piece.any():
-            _pwrite(fd, piece.data, start + at)
+    for piece in np.unique(plan.units[:, 0] // (8 * _BITMAP_PIECE)).tolist():
+        at = piece * _BITMAP_PIECE
+        _pwrite(fd, plan.dumpable[at : at + _BITMAP_PIECE].data, start + at)
     end = header.descriptors_offset + plan.pages * kdump.DESCRIPTOR.itemsize
     if PageClass.ZERO not in excluded:
-        return _Layout(header.descriptors_offset, 0, end)
+        return _Layout(header, 0, end)
     # makedumpfile --reassemble knows zero pages by this being the first data.
     _pwrite(fd, bytes(vmcore.page_size), end)
-    return _Layout(header.descriptors_offset, end, end + vmcore.page_size)
+    return _Layout(header, end, end + vmcore.page_size)
 
 
 def _pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:
@@ -227,13 +235,6 @@ def _pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:
             raise DumpError(f"cannot write the output: {error.strerror}") from None
         view = view[written:]
         offset += written
-
-
-def _items(plan: Plan) -> list[tuple[int, int]]:
-    """Slices of plan.units, each about :data:`_ITEM_PAGES` pages."""
-    before = plan.units[:, 2]
-    starts = np.flatnonzero(np.diff(before // _ITEM_PAGES, prepend=-1)).tolist()
-    return list(zip(starts, [*starts[1:], len(before)]))
 
 
 class _Job(NamedTuple):
@@ -248,52 +249,78 @@ class _Job(NamedTuple):
     counters: Counters
 
 
-def _write_pages(job: _Job, jobs: int) -> tuple[int, int]:
-    """Write all pages; returns how many are zero, and the size of the file."""
-    counters = job.counters
-    counters.add(_END, job.layout.data)
-    items = _items(job.plan)
-    with Progress("writing pages", job.plan.pages) as progress:
+def _write_pages(job: _Job, jobs: int) -> tuple[dict[int, str], dict[int, str]]:
+    """Write all pages; returns :class:`Summary`'s *retried* and *lost*."""
+    plan = job.plan
+    ranks = plan.units[:, 1]
+    starts = np.flatnonzero(np.diff(ranks // _ITEM_PAGES, prepend=-1)).tolist()
+    items = [plan.units[a:b] for a, b in zip(starts, [*starts[1:], len(ranks)])]
+    before = [*ranks[starts].tolist(), plan.pages]
+    with Progress("writing pages", plan.pages) as progress:
+        failed = run(
+            len(items),
+            lambda number: _write_some(job, _kept(plan, items[number])),
+            0 if jobs == 1 else min(jobs, len(items)),
+            lambda taken: progress.update(before[taken]),
+        )
+    # Most of what a worker died of is still sound: one page at a time.
+    pages = [
+        (pfns[i : i + 1], rank + i)
+        for number in failed
+        for pfns, rank in _kept(plan, items[number])
+        for i in range(len(pfns))
+    ]
+    with Progress("reading page by page", len(pages)) as progress:
+        lost = run(
+            len(pages),
+            lambda number: _write_some(job, [pages[number]]),
+            0 if jobs == 1 else min(1, len(pages)),
+            progress.update,
+        )
+    return (
+        {int(items[number][0, 0]): why for number, why in failed.items()},
+        {
+            int(pages[number][0][0]): why
+            for number, why in lost.items()
+            # A worker may have been killed when it had just written it.
+            if not _is_written(job, pages[number][1])
+        },
+    )
 
-        def show() -> None:
-            progress.update(counters[_PAGES])
 
-        starter = os.getpid()
-
-        def work(tick: Callable[[], None] | None = None) -> None:
-            while (number := counters.add(_NEXT, 1)) < len(items):
-                if starter not in (os.getpid(), os.getppid()):
-                    return  # It was killed, and nobody waits for this.
-                _write_item(job, job.plan.units[slice(*items[number])])
-                if tick is not None:
-                    tick()
-
-        if jobs == 1 or len(items) < 2:
-            work(show)
-        else:
-            run_workers(min(jobs, len(items)), work, show)
-    return counters[_ZEROS], counters[_END]
+def _kept(
+    plan: Plan, units: npt.NDArray[np.int64]
+) -> list[tuple[npt.NDArray[np.int64], int]]:
+    """Page frames to write, per unit, and how many there are before them."""
+    kept = []
+    for pfn, rank in units.tolist():
+        bits = plan.dumpable[pfn // 8 : (pfn + UNIT_PFNS) // 8]
+        pfns = pfn + np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+        kept.append((pfns, rank))
+    return kept
 
 
-def _write_item(job: _Job, units: npt.NDArray[np.int64]) -> None:
-    """Write the pages of some units, and their descriptors."""
+def _is_written(job: _Job, rank: int) -> bool:
+    return any(os.pread(job.fd, kdump.DESCRIPTOR.itemsize, _descriptor_at(job, rank)))
+
+
+def _descriptor_at(job: _Job, rank: int) -> int:
+    return job.layout.header.descriptors_offset + rank * kdump.DESCRIPTOR.itemsize
+
+
+def _write_some(job: _Job, pieces: list[tuple[npt.NDArray[np.int64], int]]) -> None:
+    """Write pages of one or more units, and their descriptors."""
     page_size = job.vmcore.page_size
     layout = job.layout
     # No page equals nothing.
     zeros = bytes(page_size) if layout.zero_page else b""
     compress = job.compress
     data: list[Buffer] = []
-    for pfn, end_pfn, _ in units.tolist():
-        pfns = pfn + np.flatnonzero(bitmap_slice(job.plan.dumpable, pfn, end_pfn))
-        # As one opaque value each, numpy makes bytes objects of many pages at
-        # once: cheaper than a slice, a copy and a look for zeros per page.
-        pages = job.vmcore.pages(pfns).view(f"V{page_size}").reshape(-1)
-        for start in range(0, len(pages), _BATCH_PAGES):
-            page: bytes
-            for page in pages[start : start + _BATCH_PAGES].tolist():
-                if page == zeros:
-                    data.append(b"")
-                    continue
+    for pfns, _ in pieces:
+        for page in job.vmcore.pages(pfns):
+            if page == zeros:
+                data.append(b"")
+            else:
                 packed = compress(page)
                 data.append(packed if len(packed) < page_size else page)
     lengths = np.fromiter(map(len, data), np.int64, len(data))
@@ -309,8 +336,5 @@ def _write_item(job: _Job, units: npt.NDArray[np.int64]) -> None:
     descriptors["offset"][empty] = layout.zero_page
     descriptors["size"][empty] = page_size
     descriptors["flags"][empty] = 0
-    first = int(units[0, 2])
-    at = layout.descriptors + first * kdump.DESCRIPTOR.itemsize
-    _pwrite(job.fd, descriptors.tobytes(), at)
-    job.counters.add(_PAGES, len(data))
+    _pwrite(job.fd, descriptors.tobytes(), _descriptor_at(job, pieces[0][1]))
     job.counters.add(_ZEROS, int(np.count_nonzero(empty)))

@@ -3,13 +3,15 @@
 Which pages of a dump to keep
 -----------------------------
 
-:func:`make_plan` goes over the memory of a dump, section by section, asks the
-page model for each page's class and sets a bit for each page to keep. That
-bitmap is all that grows with the size of the machine.
+:func:`make_plan` goes over the memory of a dump, cell by cell, asks the page
+model for each page's class and sets a bit for each page to keep. That bitmap
+is all that grows with the size of the machine. No cell needs to know of
+another, so that all CPUs can work on them.
 """
 
 from __future__ import annotations
 
+import bisect
 import mmap
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -29,16 +31,31 @@ from drgn_tools.pages import (
     page_layout,
 )
 from drgn_tools.progress import Progress
-from drgn_tools.vmcore import Run, Vmcore
+from drgn_tools.vmcore import BITS_SET, Run, Vmcore
+from drgn_tools.workers import run
 
-# Page frames per unit: the widest piece of input that is mapped at once.
-_UNIT_PFNS = 1024
-# Without struct pages, the plan goes in steps of this many frames.
-_STEP_PFNS = 1 << 15
+# Page frames classified at a time: a section of x86-64, 2 MiB of struct pages.
+_CELL_PFNS = 1 << 15
+#: Page frames per unit of a plan: the widest piece of input mapped at once.
+UNIT_PFNS = 1024
+# Cells that are worth another process.
+_CELLS_PER_WORKER = 8
 # mmap.MAP_NORESERVE is new in Python 3.11.
 _MAP_NORESERVE = 0x4000
 # Levels that need to know nothing about a page but its bytes.
 _UNFILTERED = excluded_classes(1)
+# No compound page that classify() believes in has a higher order.
+_MAX_ORDER = 40
+
+# What comes out of a cell.
+_TALLY = np.dtype(
+    [
+        ("found", "<i8", len(PageClass)),
+        ("kept", "<i8", len(PageClass)),
+        ("unreadable", "<i8"),
+        ("units", "<i4", _CELL_PFNS // UNIT_PFNS),
+    ]
+)
 
 
 class Plan(NamedTuple):
@@ -49,7 +66,8 @@ class Plan(NamedTuple):
     dumpable: npt.NDArray[np.uint8]
     """Bitmap of the page frames to write."""
     units: npt.NDArray[np.int64]
-    """Rows of first page frame, end, and pages to write before this unit."""
+    """A row for each :data:`UNIT_PFNS` page frames of which some are to be
+    written: the first page frame, and the pages to write before it."""
     pages: int
     """How many pages that is."""
     found: npt.NDArray[np.int64]
@@ -94,115 +112,60 @@ def find_struct_pages(vmcore: Vmcore) -> StructPages:
 
 
 def page_classes(
-    vmcore: Vmcore, found: StructPages | None, max_pfn: int
+    vmcore: Vmcore, found: StructPages | None, pfn: int, end_pfn: int
 ) -> Iterator[Classes]:
     """
-    Classes of all page frames that may have data, piece by piece.
+    Classes of the page frames in a range that may have data, piece by piece.
 
     :param found: None if they are not known: all are then
         :attr:`PageClass.UNKNOWN`.
-    :param max_pfn: no frame at or beyond this one matters.
     """
-    spills: list[Spill] = []
-    sections = found.sections if found else []
-    for (pfn, end_pfn), section in _pieces(vmcore.data_runs, sections, max_pfn):
-        classes = np.full(end_pfn - pfn, PageClass.UNKNOWN, np.uint8)
+    for piece, section in _pieces(vmcore, found, pfn, end_pfn):
+        count = piece.end_pfn - piece.pfn
+        classes = np.full(count, PageClass.UNKNOWN, np.uint8)
         if section is None or found is None:
-            yield Classes(pfn, classes, True)
+            yield Classes(piece.pfn, classes, True)
             continue
         try:
-            words = _struct_pages(vmcore, Run(pfn, end_pfn), section, found.layout)
+            words = _struct_pages(vmcore, piece, section, found.layout)
         except DumpError:
-            yield Classes(pfn, classes, False)
+            yield Classes(piece.pfn, classes, False)
             continue
-        classes, spills = classify(words, pfn, found.layout, spills)
-        yield Classes(pfn, classes, True)
-
-
-def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass]) -> Plan:
-    """
-    Decide which pages of a dump to keep.
-
-    :param excluded: classes to leave out.
-    :raises DumpError: if VMCOREINFO does not say enough to tell them.
-    """
-    warnings = []
-    struct_pages = None
-    max_mapnr = vmcore.max_pfn
-    try:
-        struct_pages = find_struct_pages(vmcore)
-        # What lies behind the last struct page is no memory of this kernel:
-        # firmware, video memory.
-        max_mapnr = min(max_mapnr, struct_pages.sections[-1].end_pfn)
-    except DumpError as error:
-        if not excluded <= _UNFILTERED:
-            raise DumpError(f"{error}; only -d 0 and -d 1 are possible") from None
-        warnings.append(f"{error}; pages are kept whatever their class")
-    dumpable = new_bitmap(max_mapnr)
-    leave_out = np.zeros(len(PageClass), np.bool_)
-    leave_out[list(excluded)] = True
-
-    found = np.zeros(len(PageClass), np.int64)
-    kept = np.zeros(len(PageClass), np.int64)
-    unreadable = pages = 0
-    units = []
-    total = sum(run.end_pfn - run.pfn for run in vmcore.data_runs)
-    done = 0
-    with Progress("classifying pages", total) as progress:
-        for pfn, classes, readable in page_classes(vmcore, struct_pages, max_mapnr):
-            end_pfn = pfn + len(classes)
-            if not readable:
-                # Better a dump too large than one that lacks the page that
-                # somebody needs.
-                unreadable += len(classes)
-            present = vmcore.present(pfn, end_pfn)
-            keep = present & ~leave_out[classes]
-            found += np.bincount(classes[present], minlength=len(PageClass))
-            kept += np.bincount(classes[keep], minlength=len(PageClass))
-            set_bits(dumpable, pfn, keep)
-            starts = np.arange(pfn - pfn % _UNIT_PFNS, end_pfn, _UNIT_PFNS)
-            starts[0] = pfn
-            counts = np.add.reduceat(keep, starts - pfn, dtype=np.int64)
-            ends = np.append(starts[1:], end_pfn)
-            before = pages + np.cumsum(counts) - counts
-            units.append(np.stack((starts, ends, before), axis=1)[counts > 0])
-            pages += int(counts.sum())
-            done += len(classes)
-            progress.update(done)
-    if unreadable:
-        warnings.append(
-            f"struct pages of {unreadable} page frames cannot be read: all kept"
-        )
-    return Plan(
-        max_mapnr,
-        dumpable,
-        np.concatenate(units) if units else np.empty((0, 3), np.int64),
-        pages,
-        found,
-        kept,
-        tuple(warnings),
-    )
+        spills: list[Spill] = []
+        if words[: found.layout.dtype.itemsize].view(found.layout.dtype)["tail"][0] & 1:
+            spills = _spills_into(vmcore, found, piece.pfn)
+        classes, _ = classify(words, piece.pfn, found.layout, spills)
+        yield Classes(piece.pfn, classes, True)
 
 
 def _pieces(
-    runs: list[Run], sections: list[Section], max_mapnr: int
+    vmcore: Vmcore, found: StructPages | None, pfn: int, end_pfn: int
 ) -> Iterator[tuple[Run, Section | None]]:
-    """*runs* below *max_mapnr*, cut where sections begin and end."""
-    index = 0
-    for run in runs:
-        pfn, end_pfn = run.pfn, min(run.end_pfn, max_mapnr)
-        while pfn < end_pfn:
-            while index < len(sections) and sections[index].end_pfn <= pfn:
-                index += 1
-            stop = min(end_pfn, (pfn // _STEP_PFNS + 1) * _STEP_PFNS)
+    """A range's page frames with data, cut where cells and sections end."""
+    runs = vmcore.data_runs
+    first = max(0, bisect.bisect_right(runs, (pfn, end_pfn)) - 1)
+    for index in range(first, len(runs)):
+        at, stop = max(pfn, runs[index].pfn), min(end_pfn, runs[index].end_pfn)
+        if runs[index].pfn >= end_pfn:
+            break
+        while at < stop:
+            end = min(stop, (at // _CELL_PFNS + 1) * _CELL_PFNS)
             section = None
-            if index < len(sections) and sections[index].pfn <= pfn:
-                section = sections[index]
-                stop = min(stop, section.end_pfn)
-            elif index < len(sections):
-                stop = min(stop, sections[index].pfn)
-            yield Run(pfn, stop), section
-            pfn = stop
+            if found is not None:
+                section, following = _section_of(found.sections, at)
+                end = min(end, section.end_pfn if section else following)
+            yield Run(at, end), section
+            at = end
+
+
+def _section_of(sections: list[Section], pfn: int) -> tuple[Section | None, int]:
+    """The section that has a page frame, if any; and where the next one begins."""
+    index = bisect.bisect_right(sections, (pfn, 1 << 64)) - 1
+    section = sections[index] if index >= 0 else None
+    if section is not None and pfn >= section.end_pfn:
+        section = None
+    following = sections[index + 1].pfn if index + 1 < len(sections) else 1 << 64
+    return section, following
 
 
 def _struct_pages(
@@ -220,27 +183,124 @@ def _struct_pages(
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def new_bitmap(bits: int) -> npt.NDArray[np.uint8]:
+def _spills_into(vmcore: Vmcore, found: StructPages, pfn: int) -> list[Spill]:
     """
-    A bitmap of zeros that costs memory only where bits are set.
+    What compound pages that start before a page frame cover from there on.
 
-    Physical memory may lie at very high addresses.
+    They are aligned to their size, so there are few places where one may start,
+    and its first two struct pages say all.
     """
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    size = max(1, -(-bits // 8))
+    spills = []
+    heads = {pfn & -(1 << order) for order in range(1, _MAX_ORDER + 1)} - {pfn}
+    for head in sorted(heads):
+        section, _ = _section_of(found.sections, head)
+        if section is None:
+            continue
+        try:
+            words = _struct_pages(vmcore, Run(head, head + 2), section, found.layout)
+        except DumpError:
+            continue
+        _, beyond = classify(words, head, found.layout)
+        spills += [spill for spill in beyond if spill.end_pfn > pfn]
+    return spills
+
+
+def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass], jobs: int = 1) -> Plan:
+    """
+    Decide which pages of a dump to keep.
+
+    :param excluded: classes to leave out.
+    :param jobs: how many processes may work on it.
+    :raises DumpError: if VMCOREINFO does not say enough to tell them.
+    """
+    warnings = []
+    struct_pages = None
+    max_mapnr = vmcore.max_pfn
     try:
-        return np.frombuffer(mmap.mmap(-1, size, flags=flags), np.uint8)
+        struct_pages = find_struct_pages(vmcore)
+        # What lies behind the last struct page is no memory of this kernel:
+        # firmware, video memory.
+        max_mapnr = min(max_mapnr, struct_pages.sections[-1].end_pfn)
+    except DumpError as error:
+        if not excluded <= _UNFILTERED:
+            raise DumpError(f"{error}; only -d 0 and -d 1 are possible") from None
+        warnings.append(f"{error}; pages are kept whatever their class")
+    leave_out = np.zeros(len(PageClass), np.bool_)
+    leave_out[list(excluded)] = True
+    cells = _cells(vmcore.data_runs, max_mapnr)
+    # Whole cells, so that no two of them share a byte.
+    dumpable = _shared_bytes(-(-max_mapnr // _CELL_PFNS) * _CELL_PFNS // 8)
+    tallies = _shared_bytes(len(cells) * _TALLY.itemsize).view(_TALLY)
+
+    def fill(number: int, found: StructPages | None, unreadable: bool) -> None:
+        start = int(cells[number]) * _CELL_PFNS
+        end = min(start + _CELL_PFNS, max_mapnr)
+        tally = np.zeros((), _TALLY)
+        kept = np.zeros(_CELL_PFNS, np.bool_)
+        for pfn, classes, readable in page_classes(vmcore, found, start, end):
+            if unreadable or not readable:
+                # Better a dump too large than one that lacks the page that
+                # somebody needs.
+                tally["unreadable"] += len(classes)
+            present = vmcore.present(pfn, pfn + len(classes))
+            keep = present & ~leave_out[classes]
+            kept[pfn - start : pfn - start + len(classes)] = keep
+            tally["found"] += np.bincount(classes[present], minlength=len(PageClass))
+            tally["kept"] += np.bincount(classes[keep], minlength=len(PageClass))
+        if kept.any():
+            bits = np.packbits(kept, bitorder="little")
+            dumpable[start // 8 : start // 8 + len(bits)] = bits
+            tally["units"] = BITS_SET[bits].reshape(-1, UNIT_PFNS // 8).sum(axis=1)
+        tallies[number] = tally
+
+    with Progress("classifying pages", len(cells)) as progress:
+        workers = min(jobs, len(cells) // _CELLS_PER_WORKER)
+        failed = run(
+            len(cells),
+            lambda number: fill(number, struct_pages, False),
+            workers if workers > 1 else 0,
+            progress.update,
+        )
+    for number in failed:
+        fill(number, None, True)
+    if unreadable := int(tallies["unreadable"].sum()):
+        warnings.append(
+            f"struct pages of {unreadable} page frames cannot be read: all kept"
+        )
+    rows, columns = np.nonzero(tallies["units"])
+    counts = tallies["units"][rows, columns].astype(np.int64)
+    starts = cells[rows] * _CELL_PFNS + columns * UNIT_PFNS
+    return Plan(
+        max_mapnr,
+        dumpable[: -(-max_mapnr // 8)],
+        np.stack((starts, np.cumsum(counts) - counts), axis=1),
+        int(counts.sum()),
+        tallies["found"].sum(axis=0),
+        tallies["kept"].sum(axis=0),
+        tuple(warnings),
+    )
+
+
+def _cells(runs: list[Run], max_mapnr: int) -> npt.NDArray[np.int64]:
+    """Numbers of the cells that have page frames with data."""
+    cells = [
+        np.arange(run.pfn // _CELL_PFNS, -(-end // _CELL_PFNS))
+        for run in runs
+        if run.pfn < (end := min(run.end_pfn, max_mapnr))
+    ]
+    return np.unique(np.concatenate(cells)) if cells else np.empty(0, np.int64)
+
+
+def _shared_bytes(size: int) -> npt.NDArray[np.uint8]:
+    """
+    Zeros that processes forked later share, and that cost memory only where
+    something is written: physical memory may lie at very high addresses.
+    """
+    flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    try:
+        memory = mmap.mmap(-1, max(1, size), flags=flags)
     except (OSError, OverflowError, MemoryError):
         raise DumpError(
             f"no room for a bitmap of {size >> 20} MiB: so much memory the dump claims"
         ) from None
-
-
-def set_bits(
-    bitmap: npt.NDArray[np.uint8], pfn: int, bits: npt.NDArray[np.bool_]
-) -> None:
-    front = pfn % 8
-    packed = np.packbits(
-        np.concatenate((np.zeros(front, np.bool_), bits)), bitorder="little"
-    )
-    bitmap[pfn // 8 : pfn // 8 + len(packed)] |= packed
+    return np.frombuffer(memory, np.uint8, size)

@@ -16,6 +16,7 @@ import bisect
 import functools
 import mmap
 import os
+from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
@@ -23,14 +24,18 @@ import numpy.typing as npt
 
 from drgn_tools import codecs
 from drgn_tools.errors import DumpError, MissingMemory
-from drgn_tools.formats import kdump
+from drgn_tools.formats import elf, kdump
 from drgn_tools.formats.notes import NT_PRSTATUS, iter_notes, pack_note
+from drgn_tools.text import binary_size
 from drgn_tools.translate import Translator
 from drgn_tools.vmcoreinfo import Vmcoreinfo
 
 _PAGE_SIZE = 4096
 # x86-64 has 52 bits of physical address.
 _MAX_PADDR = 1 << 52
+# A dump holds at least the kernel's struct pages, a 64th of its memory. One
+# that holds less than a bit per page lies; a small one may, it costs nothing.
+_MIN_BITMAP = 1 << 20
 # Device dumps are among the notes and may be large; more than this is damage.
 _MAX_NOTES = 1 << 30
 # The kernel keeps VMCOREINFO in one page; QEMU takes up to 1 MiB.
@@ -121,9 +126,9 @@ class Vmcore(abc.ABC):
         """Which page frames of a range have data."""
 
     @abc.abstractmethod
-    def pages(self, pfns: Pfns) -> Bytes:
+    def pages(self, pfns: Pfns) -> Iterator[bytes]:
         """
-        Pages as an array (page frames, page size).
+        Copies of pages, one after the other.
 
         :param pfns: page frames with data, ascending, close together.
         :raises MissingMemory: if a page frame has no data.
@@ -226,17 +231,18 @@ class _ElfVmcore(Vmcore):
 
     def __init__(self, path: str, fd: int, size: int) -> None:
         super().__init__(path, fd, size)
-        # 26 ms to import, and a kdump-compressed input does not need it.
-        from drgn_tools.formats.elf import read_segments
-
-        segments = read_segments(self._pread)
         notes = b""
-        for segment in segments:
-            if segment.type == "PT_NOTE":
-                if segment.filesz > _MAX_NOTES:
+        loads = []
+        segments = elf.read_segments(self._pread)
+        for kind, _, offset, _, paddr, filesz, memsz, _ in segments.tolist():
+            # /proc/kcore gives -1 for what is not in the direct map.
+            if kind == elf.PT_LOAD and memsz and paddr + memsz <= _MAX_PADDR:
+                loads.append((paddr, memsz, offset, min(filesz, memsz)))
+            elif kind == elf.PT_NOTE:
+                if filesz > _MAX_NOTES:
                     raise DumpError("its notes are too large: damaged")
-                part = self._pread(segment.filesz, segment.offset)
-                self.lost_bytes += segment.filesz - len(part)
+                part = self._pread(filesz, offset)
+                self.lost_bytes += filesz - len(part)
                 notes += part
         self._set_notes(notes)
         # x86-64 has no other page size.
@@ -245,26 +251,23 @@ class _ElfVmcore(Vmcore):
 
         ram = []
         extents = []
-        for segment in segments:
-            end = segment.paddr + segment.memsz
-            # /proc/kcore gives -1 for what is not in the direct map.
-            if segment.type != "PT_LOAD" or not segment.memsz or end > _MAX_PADDR:
-                continue
-            ram.append(_pages_of(segment.paddr, end))
-            filesz = min(segment.filesz, segment.memsz)
-            in_file = max(0, min(filesz, size - segment.offset))
+        for paddr, memsz, offset, filesz in loads:
+            ram.append(_pages_of(paddr, paddr + memsz))
+            in_file = max(0, min(filesz, size - offset))
             if in_file < filesz:
                 # Of a page that is cut, the rest is lost, not zero.
-                cut = (segment.paddr + in_file) & -_PAGE_SIZE
-                in_file = max(0, cut - segment.paddr)
+                cut = (paddr + in_file) & -_PAGE_SIZE
+                in_file = max(0, cut - paddr)
             self.lost_bytes += filesz - in_file
             if in_file:
-                extents.append(
-                    _Extent(segment.paddr, segment.paddr + in_file, segment.offset)
-                )
+                extents.append(_Extent(paddr, paddr + in_file, offset))
         self.ram_runs = merge_runs(ram)
         if not self.ram_runs:
             raise DumpError("an ELF core without memory segments")
+        claimed = sum(run.end_pfn - run.pfn for run in self.ram_runs)
+        if claimed // 8 > max(size, _MIN_BITMAP):
+            memory = binary_size(claimed * _PAGE_SIZE)
+            raise DumpError(f"damaged: {memory} of memory in a file of {size} bytes")
         # The kernel image is in two segments: take every byte once.
         self._extents: list[_Extent] = []
         taken = 0
@@ -276,44 +279,35 @@ class _ElfVmcore(Vmcore):
         self.data_runs = merge_runs([_pages_of(e.paddr, e.end) for e in self._extents])
         self._starts = [extent.paddr for extent in self._extents]
         # Per extent, the page frames that lie in it whole.
-        self._first_whole = np.array(
-            [-(-e.paddr // _PAGE_SIZE) for e in self._extents], np.int64
-        )
-        self._end_whole = np.array(
-            [e.end // _PAGE_SIZE for e in self._extents], np.int64
-        )
+        self._whole = [
+            Run(-(-e.paddr // _PAGE_SIZE), e.end // _PAGE_SIZE) for e in self._extents
+        ]
 
     def present(self, pfn: int, end_pfn: int) -> Bools:
         return runs_mask(self.data_runs, pfn, end_pfn)
 
-    def pages(self, pfns: Pfns) -> Bytes:
+    def pages(self, pfns: Pfns) -> Iterator[bytes]:
         size = self.page_size
-        extent = np.searchsorted(self._first_whole, pfns, "right") - 1
-        whole = (extent >= 0) & (pfns < self._end_whole[extent])
-        if whole.all() and len(pfns) and extent[0] == extent[-1]:
-            return self._whole_pages(int(extent[0]), pfns)
-        result = np.empty((len(pfns), size), np.uint8)
-        for index in np.unique(extent[whole]).tolist():
-            chosen = whole & (extent == index)
-            result[chosen] = self._whole_pages(index, pfns[chosen])
-        # Pages at the edge of an extent: rare, put together piece by piece.
-        for i in np.flatnonzero(~whole).tolist():
-            page = self.read(int(pfns[i]) * size, size)
-            result[i] = np.frombuffer(page, np.uint8)
-        return result
-
-    def _whole_pages(self, index: int, pfns: Pfns) -> Bytes:
-        """Pages that lie whole in one extent."""
-        size = self.page_size
-        extent = self._extents[index]
-        first, last = int(pfns[0]), int(pfns[-1])
-        offset = extent.offset + first * size - extent.paddr
-        raw = self._map(offset, (last + 1 - first) * size)
-        pages = raw.reshape(-1, size)
-        if len(pages) == len(pfns):
-            return pages
-        # One copy of what is wanted, instead of a Python step per run.
-        return pages[pfns - first]
+        done = 0
+        while done < len(pfns):
+            first = int(pfns[done])
+            index = bisect.bisect_right(self._whole, (first, _MAX_PADDR)) - 1
+            if index < 0 or first >= self._whole[index].end_pfn:
+                # At the edge of an extent: rare, put together piece by piece.
+                yield self.read(first * size, size)
+                done += 1
+                continue
+            stop = int(np.searchsorted(pfns, self._whole[index].end_pfn))
+            extent = self._extents[index]
+            window = self._map(
+                extent.offset + first * size - extent.paddr,
+                (int(pfns[stop - 1]) + 1 - first) * size,
+            )
+            # As one opaque value each, numpy makes bytes objects of pages:
+            # cheaper than a slice and a copy, and nothing else is touched.
+            page = window.view(f"V{size}").item
+            yield from map(page, (pfns[done:stop] - first).tolist())
+            done = stop
 
     def view(self, paddr: int, size: int) -> Bytes:
         index = bisect.bisect_right(self._starts, paddr) - 1
@@ -432,12 +426,8 @@ class _KdumpVmcore(Vmcore):
                 has[found - pfn] = self._descriptors(found)["offset"] != 0
         return has
 
-    def pages(self, pfns: Pfns) -> Bytes:
-        result = np.empty((len(pfns), self.page_size), np.uint8)
-        for i, descriptor in enumerate(self._descriptors(pfns)):
-            page = self._page_data(int(pfns[i]), descriptor)
-            result[i] = np.frombuffer(page, np.uint8)
-        return result
+    def pages(self, pfns: Pfns) -> Iterator[bytes]:
+        return map(self._page_data, pfns.tolist(), self._descriptors(pfns))
 
     def read(self, paddr: int, size: int) -> bytes:
         parts = []
@@ -580,6 +570,6 @@ def open_vmcore(path: str) -> Vmcore:
 
 
 _FORMATS: dict[bytes, Callable[[str, int, int], Vmcore]] = {
-    b"\x7fELF": _ElfVmcore,
+    elf.MAGIC: _ElfVmcore,
     kdump.SIGNATURE: _KdumpVmcore,
 }

@@ -3,28 +3,37 @@
 Worker processes that share nothing but counters
 ------------------------------------------------
 
-No semaphores, no queues, no /dev/shm: an initramfs has none of them.
+:func:`run` hands out numbers; whoever is free takes the next one. A worker
+that is killed, by a page of bad memory for one, takes nothing with it but the
+number it was at. No semaphores, no queues, no /dev/shm: an initramfs has none
+of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
 import select
 import signal
 import traceback
-from typing import Callable, NoReturn
+from collections.abc import Iterator
+from typing import Callable, NamedTuple, NoReturn
 
 import numpy as np
 
-from drgn_tools.errors import DumpError
+from drgn_tools.errors import DumpError, MissingMemory
 
 # What ends the command, and is the parent's to deal with.
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_END_OF_MESSAGE = b"\0"
-# Seconds between looks at the workers.
-_TICK = 0.1
+# Milliseconds between reports of how far they are.
+_TICK = 100
+# How a worker ends that could not read what it was to work on.
+_UNREADABLE = 2
+# What run() counts: the next number to take, and for each worker the number
+# that it is at, plus one.
+_NEXT, _FIRST_SLOT = range(2)
 
 
 class Counters:
@@ -43,79 +52,159 @@ class Counters:
     def __getitem__(self, index: int) -> int:
         return int(self._words[index])
 
+    def __setitem__(self, index: int, value: int) -> None:
+        self._words[index] = value
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else gets here meanwhile."""
+        fcntl.lockf(self._fd, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN)
+
     def add(self, index: int, amount: int) -> int:
         """Add to a counter; returns what it was before."""
-        fcntl.lockf(self._fd, fcntl.LOCK_EX)
-        before = int(self._words[index])
-        self._words[index] = before + amount
-        fcntl.lockf(self._fd, fcntl.LOCK_UN)
+        with self.locked():
+            before = self[index]
+            self[index] = before + amount
         return before
 
     def close(self) -> None:
         os.close(self._fd)
 
 
-def run_workers(count: int, work: Callable[[], None], tick: Callable[[], None]) -> None:
+def run(
+    count: int,
+    work: Callable[[int], None],
+    workers: int,
+    tick: Callable[[int], None],
+) -> dict[int, str]:
     """
-    Run *work* in *count* processes until all have finished.
+    Call *work* with each number below *count*, each once.
 
-    :param tick: called now and then while they run.
-    :raises DumpError: when the first of them fails; the others are stopped.
+    :param workers: how many processes; 0 does it all in this one.
+    :param tick: called now and then with how many numbers were taken.
+    :return: numbers that could not be worked on, and why: *work* raised
+        :class:`~drgn_tools.errors.MissingMemory`, or its process was killed.
+    :raises DumpError: what *work* raised; the other workers are stopped.
     """
-    # A worker says here what went wrong. The pipe ends with the last worker.
-    read_end, write_end = os.pipe()
-    workers: set[int] = set()
-    try:
-        for _ in range(count):
-            # Not before the worker has let go of the parent's handlers.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-            try:
-                pid = os.fork()
-                if not pid:
-                    os.close(read_end)
-                    _work(work, write_end, mask)
-                workers.add(pid)
-            except OSError as error:
+    if workers:
+        with contextlib.closing(Counters(_FIRST_SLOT + workers)) as counters:
+            return _run_forked(counters, count, work, workers, tick)
+    failed = {}
+    for number in range(count):
+        try:
+            work(number)
+        except MissingMemory as error:
+            failed[number] = str(error)
+        tick(number + 1)
+    return failed
+
+
+class _Worker(NamedTuple):
+    pid: int
+    slot: int
+    """Where it says what it is at."""
+    pipe: int
+    """Says what went wrong, and ends with the worker."""
+
+
+def _run_forked(
+    counters: Counters,
+    count: int,
+    work: Callable[[int], None],
+    workers: int,
+    tick: Callable[[int], None],
+) -> dict[int, str]:
+    failed: dict[int, str] = {}
+    running: dict[int, _Worker] = {}
+    poll = select.poll()
+
+    def start(slot: int) -> None:
+        counters[slot] = 0
+        try:
+            worker = _start(counters, slot, count, work)
+        except OSError as error:
+            # Fewer will do.
+            if not running:
                 raise DumpError(f"cannot start a worker: {error.strerror}") from None
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.close(write_end)
-        write_end = -1
-        while workers:
-            _check_messages(read_end, _TICK)
-            for pid in list(workers):
-                done, status = os.waitpid(pid, os.WNOHANG)
-                if done:
-                    workers.remove(pid)
-                    if status:
-                        # It may have said why since.
-                        _check_messages(read_end, 0)
-                        raise DumpError(_fate(status))
-            tick()
+            return
+        running[worker.pipe] = worker
+        poll.register(worker.pipe, select.POLLIN)
+
+    try:
+        for slot in range(_FIRST_SLOT, _FIRST_SLOT + workers):
+            start(slot)
+        while running:
+            for pipe, _ in poll.poll(_TICK):
+                worker = running[pipe]
+                message = _read_all(pipe)
+                _, status = os.waitpid(worker.pid, 0)
+                poll.unregister(pipe)
+                os.close(pipe)
+                del running[pipe]
+                if not status:
+                    continue
+                killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+                if not killed and os.WEXITSTATUS(status) != _UNREADABLE:
+                    raise DumpError(message or "a worker failed")
+                number = counters[worker.slot] - 1
+                if number >= 0:
+                    name = killed and signal.Signals(killed).name
+                    failed[number] = message or f"a worker was killed ({name})"
+                # SIGKILL comes from the kernel when memory is short: then
+                # fewer do the rest.
+                if counters[_NEXT] < count and (
+                    killed != signal.SIGKILL or not running
+                ):
+                    start(worker.slot)
+            tick(min(count, counters[_NEXT]))
+        return failed
     finally:
+        for worker in running.values():
+            os.kill(worker.pid, signal.SIGKILL)
+            os.waitpid(worker.pid, 0)
+            os.close(worker.pipe)
+
+
+def _read_all(pipe: int) -> str:
+    parts = []
+    while part := os.read(pipe, 4096):
+        parts.append(part)
+    return b"".join(parts).decode(errors="replace")
+
+
+def _start(
+    counters: Counters, slot: int, count: int, work: Callable[[int], None]
+) -> _Worker:
+    read_end, write_end = os.pipe()
+    # Not before the worker has let go of the parent's handlers.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    starter = os.getpid()
+    try:
+        pid = os.fork()
+        if not pid:
+            _work(counters, slot, count, work, write_end, mask, starter)
+        return _Worker(pid, slot, read_end)
+    except OSError:
         os.close(read_end)
-        if write_end >= 0:
-            os.close(write_end)
-        for pid in workers:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        raise
+    finally:
+        os.close(write_end)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _check_messages(read_end: int, timeout: float) -> None:
-    if select.select([read_end], [], [], timeout)[0]:
-        # When the disk is full, all of them say so: one is enough.
-        message = os.read(read_end, 4096).split(_END_OF_MESSAGE)[0]
-        if message:
-            raise DumpError(message.decode(errors="replace"))
-
-
-def _fate(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        return f"a worker was killed ({signal.Signals(os.WTERMSIG(status)).name})"
-    return "a worker failed"
-
-
-def _work(work: Callable[[], None], write_end: int, mask: set[int]) -> NoReturn:
+def _work(
+    counters: Counters,
+    slot: int,
+    count: int,
+    work: Callable[[int], None],
+    write_end: int,
+    mask: set[int],
+    starter: int,
+) -> NoReturn:
     status = 1
     try:
         # These reach the whole group at times; the parent tidies up.
@@ -123,11 +212,28 @@ def _work(work: Callable[[], None], write_end: int, mask: set[int]) -> NoReturn:
             if signal.getsignal(number) is not signal.SIG_IGN:  # As under nohup.
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        work()
+        # If the parent was killed, nobody waits for this.
+        while (taken := _take(counters, slot, count)) < count:
+            if os.getppid() != starter:
+                break
+            work(taken)
         status = 0
+    except MissingMemory as error:
+        status = _UNREADABLE
+        os.write(write_end, str(error).encode())
     except DumpError as error:
-        os.write(write_end, str(error).encode() + _END_OF_MESSAGE)
+        os.write(write_end, str(error).encode())
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def _take(counters: Counters, slot: int, count: int) -> int:
+    with counters.locked():
+        number = counters[_NEXT]
+        # In this order: if it is killed in between, somebody does the number
+        # again; in the other, nobody would.
+        counters[slot] = number + 1 if number < count else 0
+        counters[_NEXT] = number + 1
+    return number

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import drgn
 import numpy as np
@@ -291,7 +296,7 @@ def test_poisoned_and_offline_are_not_read(
 
     real = module._ElfVmcore.pages
 
-    def watch(self: module._ElfVmcore, pfns: module.Pfns) -> module.Bytes:
+    def watch(self: module._ElfVmcore, pfns: module.Pfns) -> Iterator[bytes]:
         seen.update(pfns.tolist())
         return real(self, pfns)
 
@@ -304,3 +309,118 @@ def test_poisoned_and_offline_are_not_read(
     }
     assert len(bad) > 512
     assert seen == set(machine.pfns()) - bad
+
+
+# --- the same, however the work is shared -----------------------------------------
+
+
+def pages_and_sizes(path: Path) -> dict[int, tuple[bytes, int, int]]:
+    found = read_kdump(path)
+    return {p: (page, *found.places[p][1:]) for p, page in found.pages.items()}
+
+
+@pytest.mark.parametrize("item", [1, 3, 1024])
+@pytest.mark.parametrize("jobs", [2, 3, 5, 16])
+def test_same_output_however_it_is_shared(
+    dump: Path, jobs: int, item: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Odd numbers of jobs, tiny pieces, writers that are slow now and then."""
+    from drgn_tools import extract as module
+    from drgn_tools import plan
+
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    run(dump, alone, level=1)
+
+    real = os.pwrite
+
+    def slow(fd: int, data: memoryview, offset: int) -> int:
+        if os.getpid() % 3 == 0:
+            time.sleep(0.001)
+        # As if interrupted: not all of it at once.
+        return real(fd, data[: max(1, len(data) // 2)], offset)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    monkeypatch.setattr(module, "_ITEM_PAGES", item)
+    monkeypatch.setattr(plan, "_CELLS_PER_WORKER", 0.01)
+    summary = run(dump, shared, level=1, jobs=jobs)
+    monkeypatch.undo()
+    assert pages_and_sizes(shared) == pages_and_sizes(alone)
+    check_file(shared, 1)
+    assert shared.stat().st_size == alone.stat().st_size
+    assert summary.zero_pages == run(dump, alone, level=1, force=True).zero_pages
+    assert summary.lost == summary.retried == {}
+
+
+# --- pages that kill --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGKILL])
+@pytest.mark.parametrize("jobs", [2, 5])
+def test_pages_that_kill(
+    machine: Machine,
+    dump: Path,
+    number: signal.Signals,
+    jobs: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As memory does that turned bad: the dump lacks these pages and no other."""
+    from drgn_tools import vmcore as module
+
+    real = module._ElfVmcore.pages
+    expected = wanted(machine, 0)
+    bad = [*sorted(expected)[100:1900:450], max(expected)]
+
+    def deadly(self: module._ElfVmcore, pfns: module.Pfns) -> Iterator[bytes]:
+        for pfn, page in zip(pfns.tolist(), real(self, pfns)):
+            if pfn in bad:
+                faulthandler.disable()  # pytest's would print where this was.
+                os.kill(os.getpid(), number)
+            yield page
+
+    monkeypatch.setattr(module._ElfVmcore, "pages", deadly)
+    target = tmp_path / "out"
+    summary = run(dump, target, level=0, jobs=jobs)
+    assert summary.lost == dict.fromkeys(bad, f"a worker was killed ({number.name})")
+    assert 0 < len(summary.retried) <= len(bad)
+    found = read_kdump(target)
+    assert found.status & 0x8
+    assert set(found.places) == set(expected)
+    for pfn in bad:
+        del expected[pfn]
+    assert found.pages == expected
+    assert os.listdir(tmp_path) == ["out"]
+    # Missing is not zero.
+    with open_vmcore(str(target)) as vmcore:
+        for pfn in bad:
+            assert not vmcore.present(pfn, pfn + 1)[0]
+    prog = drgn.Program()
+    prog.set_core_dump(str(target))
+    for pfn in bad:
+        with pytest.raises(drgn.FaultError):
+            prog.read(pfn * PAGE, PAGE, physical=True)
+    assert prog.read((bad[0] + 1) * PAGE, PAGE, physical=True) == expected[bad[0] + 1]
+
+
+def test_struct_pages_that_kill(
+    machine: Machine, dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they describe is kept whole."""
+    from drgn_tools import pages, plan
+
+    real = pages.classify
+
+    def deadly(words: Any, pfn: int, *rest: Any) -> Any:
+        if pfn == 0:
+            faulthandler.disable()
+            os.kill(os.getpid(), signal.SIGBUS)
+        return real(words, pfn, *rest)
+
+    monkeypatch.setattr(plan, "classify", deadly)
+    monkeypatch.setattr(plan, "_CELLS_PER_WORKER", 0.01)
+    summary = run(dump, tmp_path / "out", jobs=2)
+    assert summary.plan.warnings == (
+        f"struct pages of {len(machine.pfns())} page frames cannot be read: all kept",
+    )
+    found = read_kdump(tmp_path / "out")
+    assert found.pages == {pfn: machine.page(pfn) for pfn in machine.pfns()}

@@ -23,7 +23,7 @@ from drgn_tools.pages import (
     mem_map,
     page_layout,
 )
-from drgn_tools.plan import Plan, make_plan
+from drgn_tools.plan import UNIT_PFNS, Plan, make_plan
 from drgn_tools.vmcore import open_vmcore
 from drgn_tools.vmcoreinfo import Vmcoreinfo
 from tests.synthetic import (
@@ -543,6 +543,15 @@ def kept_pfns(plan: Plan) -> set[int]:
     return set(np.flatnonzero(np.unpackbits(plan.dumpable, bitorder="little")).tolist())
 
 
+def assert_units(plan: Plan) -> None:
+    """Each unit's pages are numbered on from those before it."""
+    pfns = sorted(kept_pfns(plan))
+    for start, before in plan.units.tolist():
+        assert start <= pfns[before] < start + UNIT_PFNS
+        assert before == 0 or pfns[before - 1] < start
+    assert {pfn // UNIT_PFNS * UNIT_PFNS for pfn in pfns} == set(plan.units[:, 0])
+
+
 def counts_of(machine: Machine) -> list[int]:
     expected = [machine.expected(pfn) for pfn in machine.pfns()]
     counts: list[int] = np.bincount(expected, minlength=len(PageClass)).tolist()
@@ -694,5 +703,4 @@ def test_hostile_struct_pages_in_a_dump(tmp_path: Path) -> None:
         plan = plan_of(path, 31)
         assert plan.found.sum() == 48 * MIB // PAGE
         assert plan.pages == len(kept_pfns(plan)) == plan.kept.sum()
-        units = plan.units
-        assert (units[:, 0] < units[:, 1]).all()
+        assert_units(plan)

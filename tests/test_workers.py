@@ -3,37 +3,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import fcntl
 import os
-import select
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import pytest
 
-from drgn_tools.errors import DumpError
-from drgn_tools.workers import Counters, run_workers
+from drgn_tools import workers
+from drgn_tools.errors import DumpError, MissingMemory
+from drgn_tools.workers import Counters, run
 
 
-def nothing() -> None:
+def nothing(*_: Any) -> None:
     pass
 
 
-def forever() -> NoReturn:
+def forever(*_: Any) -> NoReturn:
     while True:
         time.sleep(1)
 
 
-def assert_no_children() -> None:
+@pytest.fixture
+def done() -> Iterator[Counters]:
+    """How often each number was worked on."""
+    with contextlib.closing(Counters(1000)) as counters:
+        yield counters
+
+
+@pytest.fixture(autouse=True)
+def tidy() -> Iterator[None]:
+    """No process or blocked signal is left, however it ends."""
+    yield
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def die(number: signal.Signals) -> None:
+    faulthandler.disable()  # pytest's would print where this was.
+    os.kill(os.getpid(), number)
 
 
 def test_additions_are_atomic() -> None:
@@ -42,15 +56,14 @@ def test_additions_are_atomic() -> None:
     counters = Counters(3)
     results = Counters(processes * each)
 
-    def work() -> None:
-        mine = counters.add(2, 1)
+    def work(number: int) -> None:
         for _ in range(each):
             before = counters.add(0, 1)
             # Who got this number? Twice would be two additions in one.
             results.add(before, 1)
-            counters.add(1, mine - 2)
+            counters.add(1, number - 2)
 
-    run_workers(processes, work, nothing)
+    assert run(processes, work, processes, nothing) == {}
     assert counters[0] == processes * each
     assert counters[1] == 0
     assert all(results[i] == 1 for i in range(processes * each))
@@ -66,154 +79,191 @@ def test_large_numbers() -> None:
     counters.close()
 
 
-def test_a_dead_holder_frees_the_lock() -> None:
-    counters = Counters(1)
-
-    def work() -> None:
-        if counters.add(0, 1) == 0:
-            fcntl.lockf(counters._fd, fcntl.LOCK_EX)
-            os.kill(os.getpid(), signal.SIGKILL)
-        forever()
-
-    with pytest.raises(DumpError, match="SIGKILL"):
-        run_workers(3, work, nothing)
-    assert counters.add(0, 1) in (1, 2, 3)
-    counters.close()
-    assert_no_children()
+@pytest.mark.parametrize("processes", [0, 1, 2, 3, 7, 40])
+@pytest.mark.parametrize("count", [0, 1, 2, 30, 1000])
+def test_each_number_once(count: int, processes: int, done: Counters) -> None:
+    ticks: list[int] = []
+    before = os.listdir("/proc/self/fd")
+    assert run(count, lambda n: nothing(done.add(n, 1)), processes, ticks.append) == {}
+    assert [done[n] for n in range(1000)] == [1] * count + [0] * (1000 - count)
+    assert ticks == sorted(ticks)
+    assert ticks[-1:] == [count] if count or processes else not ticks
+    assert os.listdir("/proc/self/fd") == before
 
 
-def test_all_work_and_tidy_up() -> None:
-    counters = Counters(2)
-    before = open_files()
-    ticks = []
-
-    def work() -> None:
-        counters.add(0, 1)
-
-    run_workers(4, work, lambda: ticks.append(1))
-    assert counters[0] == 4
-    assert ticks
-    assert open_files() == before
-    assert_no_children()
-    counters.close()
+def test_no_worker_is_this_process(done: Counters) -> None:
+    """Nothing costs extra: no fork for one."""
+    pids = []
+    run(3, lambda n: pids.append(os.getpid()), 0, nothing)
+    assert pids == [os.getpid()] * 3
 
 
-def test_worker_error() -> None:
+@pytest.mark.parametrize("processes", [0, 1, 3])
+def test_unreadable(processes: int, done: Counters) -> None:
+    """What lacks memory is reported with the reason; all else is done."""
+
+    def work(number: int) -> None:
+        if number % 10 == 3:
+            raise MissingMemory(number, "damaged")
+        done.add(number, 1)
+
+    failed = run(40, work, processes, nothing)
+    bad = [3, 13, 23, 33]
+    assert failed == {n: f"physical address {n:#x} is damaged" for n in bad}
+    assert [done[n] for n in range(40)] == [n not in bad for n in range(40)]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV])
+def test_killed_worker(number: signal.Signals, processes: int, done: Counters) -> None:
+    """SIGBUS is what a poisoned page gives. It costs what the worker was at."""
+
+    def work(n: int) -> None:
+        if n in (0, 7, 29):
+            die(number)
+        done.add(n, 1)
+
+    failed = run(30, work, processes, nothing)
+    assert failed == dict.fromkeys((0, 7, 29), f"a worker was killed ({number.name})")
+    assert [done[n] for n in range(30)] == [n not in failed for n in range(30)]
+
+
+def test_killed_between_two_numbers(
+    monkeypatch: pytest.MonkeyPatch, done: Counters
+) -> None:
+    """Taking a number may be cut short anywhere: none is forgotten."""
+    real = Counters.__setitem__
+    kills = Counters(1)
+
+    def deadly(self: Counters, index: int, value: int) -> None:
+        if self is not kills and self is not done and os.getpid() != parent:
+            with kills.locked():
+                before = kills[0]
+                real(kills, 0, before + 1)
+            if before % 5 == 2:
+                if before % 2:
+                    real(self, index, value)
+                die(signal.SIGBUS)
+        real(self, index, value)
+
+    parent = os.getpid()
+    monkeypatch.setattr(Counters, "__setitem__", deadly)
+    failed = run(50, lambda n: nothing(done.add(n, 1)), 3, nothing)
+    assert failed
+    for n in range(50):
+        assert done[n] == 1 or n in failed
+    kills.close()
+
+
+def test_a_dead_holder_frees_the_lock(done: Counters) -> None:
+    def work(number: int) -> None:
+        if number == 0:
+            fcntl.lockf(done._fd, fcntl.LOCK_EX)
+            die(signal.SIGKILL)
+        done.add(number, 1)
+
+    assert list(run(10, work, 3, nothing)) == [0]
+    assert [done[n] for n in range(10)] == [0] + [1] * 9
+
+
+@pytest.mark.parametrize("processes", [0, 1, 3])
+def test_error(processes: int) -> None:
     """The first one's message; the others are stopped."""
-    counters = Counters(1)
 
-    def work() -> None:
-        if counters.add(0, 1) == 1:
-            raise DumpError("physical address 0x1000 is unreadable")
+    def work(number: int) -> None:
+        if number == (processes > 1):
+            raise DumpError("no space left on the device: 100 % full")
         forever()
 
-    before = open_files()
-    with pytest.raises(DumpError, match=r"^physical address 0x1000 is unreadable$"):
-        run_workers(3, work, nothing)
-    assert open_files() == before
-    assert_no_children()
-    counters.close()
-
-
-def test_worker_error_at_the_very_end() -> None:
-    """It says why, not only that it failed: also when nobody else is left."""
-    for _ in range(30):
-
-        def work() -> None:
-            raise DumpError("why")
-
-        with pytest.raises(DumpError, match=r"^why$"):
-            run_workers(2, work, nothing)
-    assert_no_children()
-
-
-def test_worker_that_exits_after_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message may come between the look at the pipe and that at the worker."""
-    real = select.select
-    looks = []
-
-    def late(*args: Any) -> Any:
-        looks.append(args)
-        if len(looks) == 1:
-            time.sleep(0.2)
-            return [], [], []
-        return real(*args)
-
-    def work() -> None:
-        raise DumpError("why")
-
-    monkeypatch.setattr(select, "select", late)
-    with pytest.raises(DumpError, match=r"^why$"):
-        run_workers(1, work, nothing)
+    with pytest.raises(DumpError, match=r"^no space left on the device: 100 % full$"):
+        run(3, work, processes, nothing)
 
 
 def test_bug_in_a_worker(capfd: pytest.CaptureFixture[str]) -> None:
-    def work() -> None:
+    def work(number: int) -> None:
         raise ValueError("a bug")
 
     with pytest.raises(DumpError, match="worker failed"):
-        run_workers(2, work, nothing)
+        run(2, work, 2, nothing)
     assert "ValueError: a bug" in capfd.readouterr().err
-    assert_no_children()
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV])
-def test_killed_worker(number: signal.Signals) -> None:
-    """SIGBUS is what a poisoned page gives."""
-    counters = Counters(1)
-
-    def work() -> None:
-        if counters.add(0, 1) == 0:
-            faulthandler.disable()  # pytest's would print where this was.
-            os.kill(os.getpid(), number)
-        forever()
-
-    with pytest.raises(DumpError, match=number.name):
-        run_workers(3, work, nothing)
-    assert_no_children()
-    counters.close()
 
 
 def test_exception_of_the_parent() -> None:
-    def tick() -> None:
+    def tick(taken: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_workers(3, forever, tick)
-    assert_no_children()
+        run(3, forever, 3, tick)
 
 
-def test_no_process_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The third fork fails: those that are there already are stopped."""
+@pytest.mark.parametrize("third", [1, 3])
+def test_no_process_to_be_had(
+    third: int, monkeypatch: pytest.MonkeyPatch, done: Counters
+) -> None:
+    """Those that are there do it all; only without any is there nothing to do."""
     real, forks = os.fork, []
 
     def fork() -> int:
         forks.append(1)
-        if len(forks) == 3:
+        if len(forks) >= third:
             raise BlockingIOError(11, "Resource temporarily unavailable")
         return real()
 
     monkeypatch.setattr(os, "fork", fork)
-    with pytest.raises(DumpError, match="Resource temporarily unavailable"):
-        run_workers(4, forever, nothing)
-    assert len(forks) == 3
-    assert_no_children()
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+    if third == 1:
+        with pytest.raises(DumpError, match="Resource temporarily unavailable"):
+            run(20, forever, 4, nothing)
+        return
+    assert run(20, lambda n: nothing(done.add(n, 1)), 4, nothing) == {}
+    assert [done[n] for n in range(20)] == [1] * 20
 
 
-def test_workers_take_signals_as_by_default() -> None:
+def test_orphans_stop(done: Counters) -> None:
+    """Workers whose parent was killed do not go on."""
+
+    def work(number: int) -> None:
+        done.add(number, 1)
+        time.sleep(0.02)
+
+    parent = os.fork()
+    if not parent:
+        try:
+            run(1000, work, 2, nothing)
+        finally:
+            os._exit(0)
+    while not done[3]:
+        time.sleep(0.01)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    time.sleep(0.2)
+    before = sum(done[n] for n in range(1000))
+    time.sleep(0.2)
+    assert sum(done[n] for n in range(1000)) == before < 1000
+
+
+def test_workers_take_signals_as_by_default(done: Counters) -> None:
     """Not by the parent's handlers, and none is blocked."""
-    counters = Counters(1)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
-    def work() -> None:
+    def work(number: int) -> None:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
-        counters.add(0, 1)
+        done.add(number, 1)
 
     try:
-        run_workers(2, work, nothing)
+        run(2, work, 2, nothing)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert counters[0] == 2
-    counters.close()
+    assert done[0] == done[1] == 1
+
+
+def test_slow_reporting(monkeypatch: pytest.MonkeyPatch, done: Counters) -> None:
+    """However seldom the parent looks, it sees what each of them had to say."""
+    monkeypatch.setattr(workers, "_TICK", 500)
+
+    def work(number: int) -> None:
+        if number % 2:
+            raise MissingMemory(number)
+        done.add(number, 1)
+
+    assert sorted(run(20, work, 4, nothing)) == list(range(1, 20, 2))

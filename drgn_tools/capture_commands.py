@@ -44,7 +44,7 @@ Offline and poisoned pages are never read.
     "--compress",
     "codec_name",
     metavar="NAME[:LEVEL]",
-    help="Codec and its level.  [default: zstd:1]",
+    help="Codec and its level.  [default: zstd]",
 )
 @click.option("--exclude", metavar="CLASS,…", help="Leave out these classes too.")
 @click.option("--keep", metavar="CLASS,…", help="Keep these classes after all.")
@@ -52,7 +52,7 @@ Offline and poisoned pages are never read.
     "--jobs",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Processes that compress.  [default: all CPUs it may run on]",
+    help="Processes that work on it.  [default: all CPUs it may run on]",
 )
 @click.option(
     "--partial", is_flag=True, help="Take what is there of a cut-short VMCORE."

@@ -106,6 +106,8 @@ class Codec(NamedTuple):
     """Levels that may be asked for."""
     default_level: int
     """What makedumpfile uses."""
+    kernel_level: int
+    """The same where many of the pages are the kernel's own."""
     compressor: Callable[[int], Compress]
     """Makes a function that compresses one page, given the level."""
     decompressor: Callable[[], Decompress]
@@ -113,10 +115,12 @@ class Codec(NamedTuple):
 
 
 _ALL = (
-    Codec("zlib", 0x01, range(1, 13), 1, _zlib_compressor, _zlib_decompressor),
-    Codec("lzo", 0x02, range(1, 10), 1, _lzo_compressor, _lzo_decompressor),
-    Codec("snappy", 0x04, range(1, 2), 1, _snappy_compressor, _snappy_decompressor),
-    Codec("zstd", 0x20, range(-7, 20), 1, _zstd_compressor, _zstd_decompressor),
+    # libdeflate's level 1 makes kernel pages 1 % larger than zlib's does, and all
+    # others smaller.
+    Codec("zlib", 0x01, range(1, 13), 1, 2, _zlib_compressor, _zlib_decompressor),
+    Codec("lzo", 0x02, range(1, 10), 1, 1, _lzo_compressor, _lzo_decompressor),
+    Codec("snappy", 0x04, range(1, 2), 1, 1, _snappy_compressor, _snappy_decompressor),
+    Codec("zstd", 0x20, range(-7, 20), 1, 1, _zstd_compressor, _zstd_decompressor),
 )
 #: Codecs by name.
 CODECS = {codec.name: codec for codec in _ALL}
@@ -124,9 +128,9 @@ CODECS = {codec.name: codec for codec in _ALL}
 BY_FLAG = {codec.flag: codec for codec in _ALL}
 
 
-def parse(text: str) -> tuple[Codec, int]:
+def parse(text: str) -> tuple[Codec, int | None]:
     """
-    ``NAME[:LEVEL]`` as a codec and a level.
+    ``NAME[:LEVEL]`` as a codec and a level, None if it is not given.
 
     :raises DumpError: for an unknown name or a level that the codec lacks.
     """
@@ -135,7 +139,7 @@ def parse(text: str) -> tuple[Codec, int]:
     if codec is None:
         raise DumpError(f"unknown codec {name!r}: one of {', '.join(CODECS)}")
     if not separator:
-        return codec, codec.default_level
+        return codec, None
     try:
         level = int(number)
     except ValueError:

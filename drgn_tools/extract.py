@@ -36,6 +36,16 @@ _ITEM_PAGES = 1024
 # Bytes of bitmap written at once; pieces that are all zero become holes.
 _BITMAP_PIECE = 1 << 16
 
+# With this share of such pages among those kept, a codec's kernel_level is
+# needed for an output no larger than makedumpfile's (benchmarks/extract.py).
+_KERNEL_SHARE = 0.2
+_KERNEL_CLASSES = (
+    PageClass.KERNEL,
+    PageClass.SLAB,
+    PageClass.PAGE_TABLE,
+    PageClass.LARGE_KMALLOC,
+)
+
 # What workers count: the end of the output, and zero pages.
 _END, _ZEROS = range(2)
 
@@ -64,7 +74,7 @@ def extract(
     *,
     excluded: frozenset[PageClass],
     codec: Codec,
-    codec_level: int,
+    codec_level: int | None,
     jobs: int,
     force: bool = False,
     partial: bool = False,
@@ -77,7 +87,8 @@ def extract(
         when it is whole and on the disk.
     :param excluded: classes to leave out; see
         :func:`~drgn_tools.pages.excluded_classes`.
-    :param jobs: how many processes compress.
+    :param codec_level: None for the one that suits the pages that are kept.
+    :param jobs: how many processes work on it.
     :param force: replace an existing file.
     :param partial: accept a cut-short input and keep what is there.
     :return: what was done. If pages were lost, the output is marked incomplete.
@@ -94,8 +105,8 @@ def extract(
         if vmcore.header is not None:
             # What was excluded once does not come back.
             excluded |= excluded_classes(vmcore.header.dump_level & 31)
-        compress = codec.compressor(codec_level)
         plan = make_plan(vmcore, excluded, jobs)
+        compress = codec.compressor(codec_level or _codec_level(codec, plan))
         with _output(target) as fd:
             try:
                 layout = _write_frame(fd, vmcore, plan, excluded, codec)
@@ -123,6 +134,12 @@ def extract(
             size,
             time.monotonic() - started,
         )
+
+
+def _codec_level(codec: Codec, plan: Plan) -> int:
+    kernel = sum(int(plan.kept[page_class]) for page_class in _KERNEL_CLASSES)
+    mostly = kernel >= _KERNEL_SHARE * plan.kept.sum()
+    return codec.kernel_level if mostly else codec.default_level
 
 
 def _check_target(source: str, target: str, force: bool) -> None:
@@ -329,6 +346,9 @@ def _write_some(job: _Job, pieces: list[tuple[npt.NDArray[np.int64], int]]) -> N
     if blob:
         base = job.counters.add(_END, len(blob))
         _pwrite(job.fd, blob, base)
+        # The disk is to start on it now: a capture kernel has no room for much
+        # that is yet to be written, and the sync at the end is the shorter.
+        os.posix_fadvise(job.fd, base, len(blob), os.POSIX_FADV_DONTNEED)
         descriptors["offset"] = base + np.cumsum(lengths) - lengths
     descriptors["size"] = lengths
     descriptors["flags"][lengths < page_size] = job.codec.flag

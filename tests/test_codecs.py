@@ -111,7 +111,7 @@ def test_flags() -> None:
 
 def test_parse() -> None:
     for name, codec in CODECS.items():
-        assert parse(name) == (codec, 1)
+        assert parse(name) == (codec, None)
     for text in ("", "gzip", "ZLIB", "zlib:", "zlib:x", "zlib:1:2", "zstd:1.5", ":1"):
         with pytest.raises(DumpError):
             parse(text)

@@ -311,6 +311,32 @@ def test_poisoned_and_offline_are_not_read(
     assert seen == set(machine.pfns()) - bad
 
 
+@pytest.mark.parametrize(("users", "level"), [(0, 2), (1200, 2), (1300, 1)])
+def test_zlib_level_follows_what_is_kept(
+    users: int, level: int, tmp_path: Path
+) -> None:
+    """The kernel's own pages take a higher one to be as small as zlib's."""
+    source, target = tmp_path / "vmcore", tmp_path / "out"
+    machine = Machine(ram=((0, 6 * MIB),))
+    for pfn in range(1536 - users, 1536):
+        machine.pages[0].anon(pfn)
+    write_elf(source, machine.loads(), machine.notes())
+    extract(
+        str(source),
+        str(target),
+        excluded=excluded_classes(1),
+        codec=CODECS["zlib"],
+        codec_level=None,
+        jobs=1,
+    )
+    compress = CODECS["zlib"].compressor(level)
+    found = read_kdump(target)
+    sizes = {p: size for p, (_, size, flags) in found.places.items() if flags}
+    assert sizes == {pfn: len(compress(found.pages[pfn])) for pfn in sizes}
+    other = CODECS["zlib"].compressor(3 - level)
+    assert sizes != {pfn: len(other(found.pages[pfn])) for pfn in sizes}
+
+
 # --- the same, however the work is shared -----------------------------------------
 
 

@@ -4,8 +4,9 @@
 -------------------------------
 
 Both filter the same dump in the same run, in turn, as whole processes, so that
-what slows the machine down slows both down. The dump is in the page cache and
-the output goes to memory where there is room: no disk is measured.
+what slows the machine down slows both down. The dump is read into the page
+cache before each run and the output goes to memory where there is room: no disk
+is measured. One job has one CPU.
 
 Without arguments, dump and makedumpfile are those of the test bench, which
 makes or fetches them if need be.
@@ -37,6 +38,8 @@ _PEER = "makedumpfile-sid"
 # first run, is not asked again: makedumpfile's threads on few CPUs. More runs
 # of it would take most of the time, and it is not what is compared with.
 _HOPELESS = 2.0
+# Major faults that the programs themselves may come to.
+_FAULTS = 100
 
 _OPTIONS = {"zlib": "-c", "lzo": "-l", "snappy": "-p", "zstd": "-z"}
 
@@ -48,6 +51,8 @@ class Contender(NamedTuple):
     ours: bool
     command: tuple[str, ...]
     """Begins a command line; options that choose the output follow."""
+    cpus: int | None = None
+    """How many CPUs it may use, if not all."""
 
 
 class Run(NamedTuple):
@@ -59,6 +64,8 @@ class Run(NamedTuple):
     """Seconds, of all its processes and threads."""
     size: int
     """Of the output."""
+    major_faults: int
+    """Waits for a disk, of which there should be none."""
 
 
 class Record(NamedTuple):
@@ -69,19 +76,24 @@ class Record(NamedTuple):
     """What makedumpfile said when it failed."""
 
 
-def contenders(peer: Sequence[str], jobs: Sequence[int]) -> list[Contender]:
-    """The programs, each with each number of jobs."""
+def contenders(
+    peer: Sequence[str], threads: Sequence[int], jobs: Sequence[int]
+) -> list[Contender]:
+    """
+    The programs, each with each number of threads or jobs.
+
+    :param threads: makedumpfile's; 0 is without, which is not the same as one.
+    """
     found = []
-    if peer:
-        for count in jobs:
-            # One thread is not the same as none.
-            threads = ("--num-threads", str(count)) if count > 1 else ()
-            title = f"makedumpfile{f', {count} threads' if threads else ''}"
-            found.append(Contender(title, False, (*peer, *threads)))
+    for count in threads if peer else ():
+        options = ("--num-threads", str(count)) if count else ()
+        title = f"makedumpfile{f', {count} threads' if count else ''}"
+        found.append(Contender(title, False, (*peer, *options)))
     ours = (sys.executable, "-m", "drgn_tools", "extract")
     for count in jobs:
-        title = f"extract --jobs {count}"
-        found.append(Contender(title, True, (*ours, "--jobs", str(count))))
+        command = (*ours, "--jobs", str(count))
+        cpus = 1 if count == 1 else None
+        found.append(Contender(f"extract --jobs {count}", True, command, cpus))
     return found
 
 
@@ -98,10 +110,18 @@ def run(
     output.unlink(missing_ok=True)
     options = [_OPTIONS[codec.name], "-d", str(level), dump, str(output)]
     command = [*contender.command, *options]
+    warm(dump)
+    cpus = sorted(os.sched_getaffinity(0))
     # A file takes what it says: a pipe would have to be emptied.
     with tempfile.TemporaryFile() as said:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=said, stderr=said, cwd=_ROOT)
+        process = subprocess.Popen(
+            command,
+            stdout=said,
+            stderr=said,
+            cwd=_ROOT,
+            preexec_fn=lambda: os.sched_setaffinity(0, cpus[: contender.cpus]),
+        )
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -114,7 +134,8 @@ def run(
         assert made.header is not None
         if not made.header.status & codec.flag:
             return None
-    return Run(wall, usage.ru_utime + usage.ru_stime, output.stat().st_size)
+    processor = usage.ru_utime + usage.ru_stime
+    return Run(wall, processor, output.stat().st_size, usage.ru_majflt)
 
 
 def measure(
@@ -165,7 +186,7 @@ def rows(
 ) -> list[tuple[str, ...]]:
     """Rows of the table: one per program."""
     peers = [
-        statistics.median(run.wall for run in record.runs)
+        (statistics.median(run.wall for run in record.runs), record.runs[0].size)
         for contender, record in results.items()
         if record.runs and not contender.ours
     ]
@@ -176,17 +197,20 @@ def rows(
             count += f", {len(failures)} failed"
         names = (str(level), codec.name, contender.title)
         if not runs:
-            lines.append((*names, "", "", "", "", "", count))
+            lines.append((*names, "", "", "", "", "", "", count))
             continue
         wall = statistics.median(run.wall for run in runs)
+        size = runs[0].size
+        best, its_size = min(peers) if peers and contender.ours else (0.0, 0)
         lines.append(
             (
                 *names,
                 f"{wall:.2f}",
                 f"{min(run.wall for run in runs):.2f}",
                 f"{statistics.median(run.processor for run in runs):.2f}",
-                f"{runs[0].size / (1 << 20):.1f}",
-                f"{min(peers) / wall:.2f}" if peers and contender.ours else "",
+                f"{size / (1 << 20):.1f}",
+                f"{best / wall:.2f}" if best else "",
+                f"{size / its_size:.4f}" if best else "",
                 count,
             )
         )
@@ -202,6 +226,7 @@ HEAD = (
     "processor s>",
     "output MiB>",
     "x makedumpfile>",
+    "x its size>",
     "runs>",
 )
 
@@ -228,7 +253,7 @@ def warm(path: str) -> None:
             pass
 
 
-def _output_folder(dump: str) -> str:
+def output_folder(dump: str) -> str:
     """Memory if it has room for what may be as large as the dump."""
     room = os.stat(dump).st_size
     memory = "/dev/shm"
@@ -250,6 +275,7 @@ def main(args: Sequence[str] | None = None) -> None:
     add("--runs", type=int, default=5, help="default: 5")
     add("--codecs", default="lzo,zlib,zstd,snappy", metavar="NAME,…")
     add("--levels", type=_numbers, default="31,1", metavar="LEVEL,…")
+    add("--threads", type=_numbers, default="0,2", metavar="N,…")
     add("--jobs", type=_numbers, default="1,2", metavar="N,…")
     add("--peer", help="makedumpfile's command; empty: none")
     add("--output", help="folder to write to")
@@ -260,15 +286,14 @@ def main(args: Sequence[str] | None = None) -> None:
     else:
         peer, peer_version = shlex.split(chosen.peer), chosen.peer
     dump = os.path.abspath(chosen.dump or bench_dump())
-    who = contenders(peer, chosen.jobs)
+    who = contenders(peer, chosen.threads, chosen.jobs)
     others = [peer_version] if peer_version else []
     print(report.machine(_PACKAGES, others))
-    folder = chosen.output or _output_folder(dump)
+    folder = chosen.output or output_folder(dump)
     with open_vmcore(dump) as vmcore:
         info = vmcore.vmcoreinfo
         release = info.text("OSRELEASE") if info else None
         print(f"Dump: {vmcore.size / (1 << 30):.1f} GiB of Linux {release}.\n")
-    warm(dump)
     table = []
     with tempfile.TemporaryDirectory(dir=folder, prefix="drgn-tools-") as temp:
         for level in chosen.levels:
@@ -276,8 +301,10 @@ def main(args: Sequence[str] | None = None) -> None:
                 print(f"-d {level}, {codec.name} ...", file=sys.stderr)
                 found = measure(who, dump, codec, level, chosen.runs, Path(temp))
                 table += rows(found, codec, level)
-                for record in found.values():
+                for contender, record in found.items():
                     print(*record.failures, sep="\n", end="", file=sys.stderr)
+                    if any(run.major_faults > _FAULTS for run in record.runs):
+                        print(f"{contender.title} had to read", file=sys.stderr)
     print(report.table(HEAD, table))
 
 

@@ -106,7 +106,7 @@ def extract(
             # What was excluded once does not come back.
             excluded |= excluded_classes(vmcore.header.dump_level & 31)
         plan = make_plan(vmcore, excluded, jobs)
-        compress = codec.compressor(codec_level or _codec_level(codec, plan))
+        compress = codec.compressor(codec_level or level_for(codec, plan))
         with _output(target) as fd:
             try:
                 layout = _write_frame(fd, vmcore, plan, excluded, codec)
@@ -136,7 +136,8 @@ def extract(
         )
 
 
-def _codec_level(codec: Codec, plan: Plan) -> int:
+def level_for(codec: Codec, plan: Plan) -> int:
+    """A codec's level that suits the pages that are kept."""
     kernel = sum(int(plan.kept[page_class]) for page_class in _KERNEL_CLASSES)
     mostly = kernel >= _KERNEL_SHARE * plan.kept.sum()
     return codec.kernel_level if mostly else codec.default_level

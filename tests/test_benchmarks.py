@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import codecs, extract, report
+from benchmarks import codecs, extract, profile, report
 from drgn_tools.codecs import CODECS
 from drgn_tools.vmcore import open_vmcore
 from tests.synthetic import Machine, write_elf
@@ -75,7 +75,8 @@ def test_extract(
     extract.main(
         [
             *(str(dump), "--runs", "2", "--levels", "31", "--codecs", "zstd"),
-            *("--jobs", "1", "--peer", peer, "--output", str(tmp_path)),
+            *("--threads", "0", "--jobs", "1,2"),
+            *("--peer", peer, "--output", str(tmp_path)),
         ]
     )
     said = capsys.readouterr().out
@@ -85,20 +86,22 @@ def test_extract(
 
 
 def test_extract_contenders() -> None:
-    found = extract.contenders(["peer"], [1, 2])
-    assert [(c.title, c.ours) for c in found] == [
-        ("makedumpfile", False),
-        ("makedumpfile, 2 threads", False),
-        ("extract --jobs 1", True),
-        ("extract --jobs 2", True),
+    found = extract.contenders(["peer"], [0, 1, 2], [1, 2])
+    assert [(c.title, c.ours, c.cpus) for c in found] == [
+        ("makedumpfile", False, None),
+        ("makedumpfile, 1 threads", False, None),
+        ("makedumpfile, 2 threads", False, None),
+        ("extract --jobs 1", True, 1),
+        ("extract --jobs 2", True, None),
     ]
-    assert found[1].command == ("peer", "--num-threads", "2")
+    assert found[2].command == ("peer", "--num-threads", "2")
+    assert [c.ours for c in extract.contenders([], [0], [3])] == [True]
 
 
 def test_extract_fails(tmp_path: Path) -> None:
     broken = extract.Contender("broken", False, ("false",))
     with pytest.raises(subprocess.CalledProcessError):
-        extract.run(broken, "none", CODECS["lzo"], 31, tmp_path)
+        extract.run(broken, __file__, CODECS["lzo"], 31, tmp_path)
 
 
 def test_extract_peer_fails(dump: Path, tmp_path: Path) -> None:
@@ -106,3 +109,14 @@ def test_extract_peer_fails(dump: Path, tmp_path: Path) -> None:
     found = extract.measure([broken], str(dump), CODECS["lzo"], 31, 2, tmp_path)
     assert len(found[broken].failures) == 2
     assert extract.rows(found, CODECS["lzo"], 31)[0][-1] == "0, 2 failed"
+
+
+def test_profile(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile.main([str(dump), "--runs", "1", "--codecs", "zlib", "--levels", "31"])
+    *_, head, _, row = capsys.readouterr().out.splitlines()
+    titles = [cell.strip() for cell in head.split("|")]
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[titles.index("codec")] == "zlib"
+    shares = [float(cell.split("(")[1][:-2]) for cell in cells if "(" in cell]
+    assert len(shares) == len(profile.STEPS)
+    assert sum(shares) == pytest.approx(100, abs=len(shares))

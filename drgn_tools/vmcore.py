@@ -5,14 +5,16 @@ Dumps as physical memory
 
 :func:`open_vmcore` opens an ELF64 core (/proc/vmcore, a copy of it, what QEMU
 writes) or a kdump-compressed file and gives its physical memory: which page
-frames there are, which of them have data, and the data itself. An ELF core is
-mapped in bounded windows, and pages come without copying where they can.
+frames there are, which of them have data, and the data itself. Nothing but
+what is asked for is read; struct pages come without copying where they can,
+through bounded mappings.
 """
 
 from __future__ import annotations
 
 import abc
 import bisect
+import contextlib
 import functools
 import mmap
 import os
@@ -43,6 +45,8 @@ _MAX_VMCOREINFO = 1 << 20
 # struct new_utsname: six fields.
 _UTS_FIELD = 65
 _UTS_FIELDS = 6
+# Pages read at once: they stay in the processor's cache until they are used.
+_READ_PAGES = 32
 # Decompressed pages that a kdump-compressed input keeps: the page tables and
 # the descriptions of one section.
 _CACHED_PAGES = 1024
@@ -248,6 +252,9 @@ class _ElfVmcore(Vmcore):
         # x86-64 has no other page size.
         self.page_size = _PAGE_SIZE
         self._mappable = True
+        self._in_proc = False
+        with contextlib.suppress(OSError):
+            self._in_proc = os.fstat(fd).st_dev == os.stat("/proc").st_dev
 
         ram = []
         extents = []
@@ -299,15 +306,37 @@ class _ElfVmcore(Vmcore):
                 continue
             stop = int(np.searchsorted(pfns, self._whole[index].end_pfn))
             extent = self._extents[index]
-            window = self._map(
-                extent.offset + first * size - extent.paddr,
-                (int(pfns[stop - 1]) + 1 - first) * size,
-            )
-            # As one opaque value each, numpy makes bytes objects of pages:
-            # cheaper than a slice and a copy, and nothing else is touched.
-            page = window.view(f"V{size}").item
-            yield from map(page, (pfns[done:stop] - first).tolist())
+            some = self._mapped_pages if self._in_proc else self._read_pages
+            yield from some(pfns[done:stop], extent.offset - extent.paddr)
             done = stop
+
+    def _mapped_pages(self, pfns: Pfns, shift: int) -> Iterator[bytes]:
+        """
+        Pages out of one mapping: to read /proc/vmcore, the kernel maps and
+        unmaps each page, which takes several times as long.
+
+        :param shift: from physical addresses to offsets in the file.
+        """
+        size = self.page_size
+        first, last = int(pfns[0]), int(pfns[-1])
+        window = self._map(first * size + shift, (last + 1 - first) * size)
+        # As one opaque value each, numpy makes bytes objects of pages: cheaper
+        # than a slice and a copy, and nothing else is touched.
+        yield from map(window.view(f"V{size}").item, (pfns - first).tolist())
+
+    def _read_pages(self, pfns: Pfns, shift: int) -> Iterator[bytes]:
+        """
+        Pages read run by run: of a file in the page cache, that takes a third
+        less than the page faults of a mapping do.
+        """
+        size = self.page_size
+        starts = [0, *(np.flatnonzero(np.diff(pfns) != 1) + 1).tolist()]
+        for start, stop in zip(starts, [*starts[1:], len(pfns)]):
+            for at in range(start, stop, _READ_PAGES):
+                length = min(stop - at, _READ_PAGES) * size
+                data = self._read_exactly(length, int(pfns[at]) * size + shift)
+                for page in range(0, length, size):
+                    yield data[page : page + size]
 
     def view(self, paddr: int, size: int) -> Bytes:
         index = bisect.bisect_right(self._starts, paddr) - 1
@@ -361,10 +390,13 @@ class _ElfVmcore(Vmcore):
                 self._mappable = False
             else:
                 return np.frombuffer(window, np.uint8, size, offset - start)
+        return np.frombuffer(self._read_exactly(size, offset), np.uint8)
+
+    def _read_exactly(self, size: int, offset: int) -> bytes:
         data = self._pread(size, offset)
         if len(data) < size:
             raise DumpError(f"{self.path} ends early: it changed while it was read")
-        return np.frombuffer(data, np.uint8)
+        return data
 
 
 class _KdumpVmcore(Vmcore):

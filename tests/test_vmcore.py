@@ -22,7 +22,14 @@ from drgn_tools.errors import DumpError, MissingMemory
 from drgn_tools.info import describe
 from drgn_tools.pages import excluded_classes
 from drgn_tools.plan import make_plan
-from drgn_tools.vmcore import Run, Vmcore, merge_runs, open_vmcore, runs_mask
+from drgn_tools.vmcore import (
+    Run,
+    Vmcore,
+    _ElfVmcore,
+    merge_runs,
+    open_vmcore,
+    runs_mask,
+)
 from tests.synthetic import (
     BY_NAME,
     GIB,
@@ -51,16 +58,27 @@ def check_memory(vmcore: Vmcore, machine: Machine) -> None:
         pfn, count = start // PAGE, size // PAGE
         assert vmcore.present(pfn, pfn + count).all()
         every = np.arange(pfn, pfn + count)
-        assert b"".join(vmcore.pages(every)) == memory.tobytes()
         some = every[np.random.default_rng(0).random(count) < 0.3]
         wanted = memory.reshape(-1, PAGE)[some - pfn]
-        assert b"".join(vmcore.pages(some)) == wanted.tobytes()
+        for _ in ways_to_read(vmcore):
+            assert b"".join(vmcore.pages(every)) == memory.tobytes()
+            assert b"".join(vmcore.pages(some)) == wanted.tobytes()
     last = machine.ram[-1][0] + len(machine.ram[-1][1])
     with pytest.raises(MissingMemory):
         vmcore.read(last, 1)
     with pytest.raises(MissingMemory):
         vmcore.read(last - 10, 20)
     assert not vmcore.present(last // PAGE, last // PAGE + 100).any()
+
+
+def ways_to_read(vmcore: Vmcore) -> Iterator[None]:
+    """As a file, and as /proc/vmcore."""
+    yield
+    if isinstance(vmcore, _ElfVmcore):
+        assert not vmcore._in_proc
+        vmcore._in_proc = True
+        yield
+        vmcore._in_proc = False
 
 
 def check_kernel(vmcore: Vmcore, machine: Machine) -> None:
@@ -159,11 +177,12 @@ def test_mmap_refused(
 def test_mmap_is_used(
     shift: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where data is not page-aligned in the file."""
+    """For /proc/vmcore; also where data is not page-aligned in the file."""
     machine = machine_with()
     path = tmp_path / "vmcore"
     write_elf(path, machine.loads(), machine.notes(), shift=shift)
     with open_vmcore(str(path)) as vmcore:
+        monkeypatch.setattr(vmcore, "_in_proc", True)
         monkeypatch.setattr(vmcore, "_pread", None)
         start, memory = machine.ram[0]
         pfns = np.arange(start // PAGE, (start + len(memory)) // PAGE)

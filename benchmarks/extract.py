@@ -97,6 +97,45 @@ def contenders(
     return found
 
 
+class Process(NamedTuple):
+    """What a process and its children took."""
+
+    wall: float
+    processor: float
+    """Seconds."""
+    major_faults: int
+    said: str
+    """On stdout and stderr."""
+
+
+def run_process(command: Sequence[str], cpus: int | None = None) -> Process:
+    """
+    Run a command to its end.
+
+    :param cpus: how many CPUs it may use, if not all.
+    :raises subprocess.CalledProcessError: if it fails.
+    """
+    allowed = sorted(os.sched_getaffinity(0))[:cpus]
+    # A file takes what it says: a pipe would have to be emptied.
+    with tempfile.TemporaryFile() as file:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=file,
+            cwd=_ROOT,
+            preexec_fn=lambda: os.sched_setaffinity(0, allowed),
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        file.seek(0)
+        said = file.read().decode(errors="replace")
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, said)
+    return Process(wall, usage.ru_utime + usage.ru_stime, usage.ru_majflt, said)
+
+
 def run(
     contender: Contender, dump: str, codec: Codec, level: int, folder: Path
 ) -> Run | None:
@@ -109,33 +148,15 @@ def run(
     output = folder / "out"
     output.unlink(missing_ok=True)
     options = [_OPTIONS[codec.name], "-d", str(level), dump, str(output)]
-    command = [*contender.command, *options]
     warm(dump)
-    cpus = sorted(os.sched_getaffinity(0))
-    # A file takes what it says: a pipe would have to be emptied.
-    with tempfile.TemporaryFile() as said:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            command,
-            stdout=said,
-            stderr=said,
-            cwd=_ROOT,
-            preexec_fn=lambda: os.sched_setaffinity(0, cpus[: contender.cpus]),
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            said.seek(0)
-            text = said.read().decode(errors="replace")
-            raise subprocess.CalledProcessError(process.returncode, command, text)
+    taken = run_process([*contender.command, *options], contender.cpus)
     # makedumpfile without a codec says so and does not compress.
     with open_vmcore(str(output)) as made:
         assert made.header is not None
         if not made.header.status & codec.flag:
             return None
-    processor = usage.ru_utime + usage.ru_stime
-    return Run(wall, processor, output.stat().st_size, usage.ru_majflt)
+    size = output.stat().st_size
+    return Run(taken.wall, taken.processor, size, taken.major_faults)
 
 
 def measure(
@@ -254,10 +275,10 @@ def warm(path: str) -> None:
 
 
 def output_folder(dump: str) -> str:
-    """Memory if it has room for what may be as large as the dump."""
-    room = os.stat(dump).st_size
+    """Memory if it has room for all that is in a dump, holes aside."""
     memory = "/dev/shm"
-    if os.path.isdir(memory) and shutil.disk_usage(memory).free > 2 * room:
+    room = os.stat(dump).st_blocks * 512
+    if os.path.isdir(memory) and shutil.disk_usage(memory).free > room:
         return memory
     return tempfile.gettempdir()
 

@@ -105,6 +105,9 @@ def extract(
         if vmcore.header is not None:
             # What was excluded once does not come back.
             excluded |= excluded_classes(vmcore.header.dump_level & 31)
+        # Freed once, a block of this size teaches glibc to keep what is freed
+        # for the next: arrays and output otherwise take new pages each time.
+        np.empty(31 << 20, np.uint8)
         plan = make_plan(vmcore, excluded, jobs)
         compress = codec.compressor(codec_level or level_for(codec, plan))
         with _output(target) as fd:

@@ -426,8 +426,10 @@ class Load(NamedTuple):
     paddr: int
     data: Buffer
     memsz: int | None = None
-    """If it is not the size of the data."""
+    """If it is not what the file has of it."""
     vaddr: int = 0
+    room: int = 0
+    """What the file has of it, if that is more than the data: the rest is a hole."""
 
 
 def note(name: bytes, kind: int, desc: bytes) -> bytes:
@@ -906,7 +908,7 @@ def write_elf(
     for load in loads:
         offset = -(-offset // align) * align + shift
         places.append(offset)
-        size = len(load.data)
+        size = max(len(load.data), load.room)
         memsz = size if load.memsz is None else load.memsz
         segments.append(
             _PHDR.pack(PT_LOAD, 7, offset, load.vaddr, load.paddr, size, memsz, 0)

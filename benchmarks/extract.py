@@ -32,7 +32,7 @@ from drgn_tools.codecs import CODECS, Codec
 from drgn_tools.vmcore import open_vmcore
 
 _ROOT = Path(__file__).resolve().parent.parent
-_PACKAGES = ("numpy", "deflate", "python-lzo", "cramjam", "zstandard")
+_PACKAGES = ("numpy", "deflate", "isal", "python-lzo", "cramjam", "zstandard")
 _PEER = "makedumpfile-sid"
 # Whoever takes this many times as long as the fastest of its kind, in its
 # first run, is not asked again: makedumpfile's threads on few CPUs. More runs

@@ -34,7 +34,7 @@ from benchmarks.extract import (
 )
 
 _ROOT = Path(__file__).resolve().parent.parent
-_PACKAGES = ("numpy", "deflate", "python-lzo", "cramjam", "zstandard")
+_PACKAGES = ("numpy", "deflate", "isal", "python-lzo", "cramjam", "zstandard")
 _OPTIONS = {"zlib": "-c", "lzo": "-l", "zstd": "-z"}
 # Seconds between looks, to which looking adds some more.
 _INTERVAL = 0.005

@@ -33,7 +33,7 @@ from drgn_tools.plan import UNIT_PFNS, Plan, make_plan
 from drgn_tools.vmcore import Pfns, Vmcore, open_vmcore
 from tests.synthetic import Machine, write_elf
 
-_PACKAGES = ("numpy", "deflate", "python-lzo", "cramjam", "zstandard")
+_PACKAGES = ("numpy", "deflate", "isal", "python-lzo", "cramjam", "zstandard")
 STEPS = ("start-up", "plan", "copy", "zero test", "codec", "write and the rest")
 
 

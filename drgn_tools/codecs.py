@@ -35,8 +35,11 @@ def _library(module: str, package: str) -> ModuleType:
 
 
 def _zlib_compressor(level: int) -> Compress:
-    deflate = _library("deflate", "deflate")
-    compress: Any = deflate.zlib_compress
+    compress: Any
+    if level == 1:
+        compress = _library("isal.isal_zlib", "isal").compress
+    else:
+        compress = _library("deflate", "deflate").zlib_compress
     return lambda page: compress(page, level)
 
 
@@ -115,8 +118,8 @@ class Codec(NamedTuple):
 
 
 _ALL = (
-    # libdeflate's level 1 makes kernel pages 1 % larger than zlib's does, and all
-    # others smaller.
+    # Level 1 is ISA-L's: three times as fast as zlib's, and kernel pages are 1.7 %
+    # larger. From 2 on libdeflate's: twice as fast, and all pages are smaller.
     Codec("zlib", 0x01, range(1, 13), 1, 2, _zlib_compressor, _zlib_decompressor),
     Codec("lzo", 0x02, range(1, 10), 1, 1, _lzo_compressor, _lzo_decompressor),
     Codec("snappy", 0x04, range(1, 2), 1, 1, _snappy_compressor, _snappy_decompressor),

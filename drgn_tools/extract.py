@@ -107,7 +107,7 @@ def extract(
             excluded |= excluded_classes(vmcore.header.dump_level & 31)
         # Freed once, a block of this size teaches glibc to keep what is freed
         # for the next: arrays and output otherwise take new pages each time.
-        np.empty(31 << 20, np.uint8)
+        np.empty(4 << 20, np.uint8)
         plan = make_plan(vmcore, excluded, jobs)
         compress = codec.compressor(codec_level or level_for(codec, plan))
         with _output(target) as fd:
@@ -236,8 +236,7 @@ def _write_frame(
             bits = np.packbits(mask, bitorder="little")
             _pwrite(fd, bits.data, header.bitmap_offset + first // 8)
     start = header.bitmap_offset + header.bitmap_size
-    for piece in np.unique(plan.units[:, 0] // (8 * _BITMAP_PIECE)).tolist():
-        at = piece * _BITMAP_PIECE
+    for at in sorted({int(pfn) // 8 & -_BITMAP_PIECE for pfn in plan.units[:, 0]}):
         _pwrite(fd, plan.dumpable[at : at + _BITMAP_PIECE].data, start + at)
     end = header.descriptors_offset + plan.pages * kdump.DESCRIPTOR.itemsize
     if PageClass.ZERO not in excluded:

@@ -212,6 +212,13 @@ def _work(
             if signal.getsignal(number) is not signal.SIG_IGN:  # As under nohup.
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # When memory is short, the kernel is to take this one: the parent can
+        # do without it, but not the other way round.
+        with (
+            contextlib.suppress(OSError),
+            open("/proc/self/oom_score_adj", "w") as file,
+        ):
+            file.write("1000")
         # If the parent was killed, nobody waits for this.
         while (taken := _take(counters, slot, count)) < count:
             if os.getppid() != starter:

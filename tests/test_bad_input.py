@@ -767,7 +767,7 @@ def test_missing_codec_package(
 def test_only_the_codec_in_use_is_needed(
     without: Callable[..., Outcome], dump: Path, room: Path
 ) -> None:
-    hidden = "deflate lzo cramjam drgn"
+    hidden = "deflate isal lzo cramjam drgn"
     assert_done(without(hidden, "extract", dump, room / "out"))
     assert_done(without(hidden, "info", room / "out"))
 

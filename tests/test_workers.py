@@ -257,6 +257,17 @@ def test_workers_take_signals_as_by_default(done: Counters) -> None:
     assert done[0] == done[1] == 1
 
 
+def test_workers_die_first(done: Counters) -> None:
+    """When memory is short, the kernel takes a worker and not the parent."""
+
+    def work(number: int) -> None:
+        with open("/proc/self/oom_score_adj") as file:
+            done.add(number, int(file.read()))
+
+    run(1, work, 1, nothing)
+    assert done[0] == 1000
+
+
 def test_slow_reporting(monkeypatch: pytest.MonkeyPatch, done: Counters) -> None:
     """However seldom the parent looks, it sees what each of them had to say."""
     monkeypatch.setattr(workers, "_TICK", 500)

@@ -349,8 +349,8 @@ def _write_some(job: _Job, pieces: list[tuple[npt.NDArray[np.int64], int]]) -> N
     if blob:
         base = job.counters.add(_END, len(blob))
         _pwrite(job.fd, blob, base)
-        # The disk is to start on it now: a capture kernel has no room for much
-        # that is yet to be written, and the sync at the end is the shorter.
+        # The disk starts on it now, so that less is left for the sync at the end.
+        # Where memory is short, the kernel makes writers wait by itself.
         os.posix_fadvise(job.fd, base, len(blob), os.POSIX_FADV_DONTNEED)
         descriptors["offset"] = base + np.cumsum(lengths) - lengths
     descriptors["size"] = lengths

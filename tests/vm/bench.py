@@ -19,6 +19,7 @@ PROGRAMS = {
     "bison": "bison",
     "busybox": "busybox-static",
     "cp": "coreutils",
+    "debugfs": "e2fsprogs",
     "depmod": "kmod",
     "modprobe": "kmod",
     "dpkg-deb": "dpkg",
@@ -28,6 +29,7 @@ PROGRAMS = {
     "make": "make",
     "mkfs.ext4": "e2fsprogs",
     "qemu-system-x86_64": "qemu-system-x86",
+    "strip": "binutils",
     "tar": "tar",
     "xz": "xz-utils",
 }

@@ -341,6 +341,7 @@ def armed(
     memory_mib: int = 512,
     crashkernel_mib: int = CRASHKERNEL_MIB,
     capture: Optional[Path] = None,
+    cmdline: str = CAPTURE_CMDLINE,
     disks: Sequence[qemu.Disk] = (),
     append: str = "",
     programs: Sequence[Union[str, Path]] = (),
@@ -352,6 +353,7 @@ def armed(
     :param vmcore: the file that the disk "out" is, made here.
     :param capture: the capture kernel's initramfs instead of the one that copies
         /proc/vmcore to "out".
+    :param cmdline: the capture kernel's command line.
     :param options: more for guest.initramfs() and qemu.VM.
     """
     with vmcore.open("wb") as file:
@@ -369,7 +371,7 @@ def armed(
             files={**files, **ours},
             **options,
         ) as vm:
-            vm.run(f"kexec /kexec/vmlinuz /kexec/initrd '{CAPTURE_CMDLINE}'")
+            vm.run(f"kexec /kexec/vmlinuz /kexec/initrd '{cmdline}'")
             # The initramfs is memory, and shall be free.
             vm.run("rm -r /kexec")
             yield vm
@@ -383,6 +385,11 @@ def crash(vm: qemu.VM) -> None:
 def capture(vm: qemu.VM, vmcore: Path) -> None:
     """Crash an armed() guest and wait until /proc/vmcore is in the file."""
     crash(vm)
+    captured(vm, vmcore)
+
+
+def captured(vm: qemu.VM, vmcore: Path) -> None:
+    """Wait until /proc/vmcore of a crashed guest is in the file."""
     done = vm.wait_for(r"bench: (?:vmcore (\d+) bytes|capture failed)", 600, panic=True)
     if done.group(1) is None:
         raise vm.error("the capture kernel could not copy /proc/vmcore")

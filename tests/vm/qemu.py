@@ -38,6 +38,8 @@ class Disk(NamedTuple):
     name: str
     keep: bool = False
     """Whether the guest's writes reach the file."""
+    write_mib: int = 0
+    """MiB that it takes per second; as many as it can if 0."""
 
 
 class Result(NamedTuple):
@@ -87,6 +89,8 @@ def command(
             drive += ",discard=unmap,detect-zeroes=unmap"
         else:
             drive += ",snapshot=on"
+        if disk.write_mib:
+            drive += f",throttling.bps-write={disk.write_mib << 20}"
         device = f"virtio-blk-pci,drive=disk{i},serial={disk.name}"
         extra += ["-drive", drive, "-device", device]
     return [

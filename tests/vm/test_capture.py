@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`extract` where it is meant to run: in a capture kernel, with little memory."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from drgn.helpers.linux.pid import for_each_task
+
+from drgn_tools.codecs import CODECS
+from tests.synthetic import Machine, write_elf
+
+from . import bench, capture_python, dumps, kernels, qemu
+from .kernels import Kernel
+from .test_extract import assert_reads_back, bitmap, extract, program
+
+LEVELS = (31, 1)
+MEMORY_MIB = 1280
+CRASHKERNEL_MIB = 256
+# The disk is slow, so that there is always more to write than it takes.
+DISK_MIB_PER_SECOND = 20
+# Whatever CPU the crash happens on, the capture kernel has a second one that it can
+# start: never the first, for that would start the machine anew.
+CPUS = 3
+CMDLINE = dumps.CAPTURE_CMDLINE.replace("nr_cpus=1", "nr_cpus=2 disable_cpu_apicid=0")
+
+# What does not compress, and what does.
+FILL = """
+dd if=/dev/urandom of=/dev/shm/noise bs=1M count=450 || exit 1
+for serial in /sys/block/vd*/serial; do
+	[ "$(cat "$serial")" = seed ] && seed=/dev/$(basename "$(dirname "$serial")")
+done
+dd if="$seed" of=/dev/null bs=1M count=200
+"""
+
+
+class Run(NamedTuple):
+    """How `extract` did in the capture kernel, memory in KiB."""
+
+    status: int
+    cpus: int
+    before: int
+    """Memory that was available before."""
+    available: int
+    """The least while it ran."""
+    unwritten: int
+    """Dirty and in writeback, the most while it ran."""
+    cached: int
+
+
+class Capture(NamedTuple):
+    kernel: Kernel
+    vmcore: Path
+    """/proc/vmcore, all of it."""
+    outputs: Path
+    """What was on the disk in the end; the dumps are named by their levels."""
+    runs: dict[int, Run]
+    log: str
+
+
+def test_python_works_by_itself(tmp_path: Path) -> None:
+    """Wherever its folder is, and with nothing else; every codec, and complaints."""
+    home, core, target = tmp_path / "home", tmp_path / "core", tmp_path / "dump"
+    for name, content in capture_python.files().items():
+        path = home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        path.chmod(0o755)
+    machine = Machine()
+    write_elf(core, machine.loads(), machine.notes())
+
+    def drgn_tools(*arguments: object) -> tuple[int, str]:
+        done = subprocess.run(
+            [home / "drgn-tools", *map(str, arguments)],
+            env={},
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    for codec in CODECS:
+        options = ("--compress", codec, "--jobs", "2", "-f")
+        status, said = drgn_tools("extract", *options, core, target)
+        assert status == 0, said
+        assert_reads_back(core, target)
+    status, said = drgn_tools("info", target)
+    assert (status, "kdump-compressed" in said) == (0, True), said
+    assert drgn_tools("extract", core, target) == (
+        1,
+        f"drgn-tools: {target} exists (-f replaces it)\n",
+    )
+    status, said = drgn_tools("extract", "--job", core, target)
+    assert (status, "--job" in said) == (2, True), said
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory: pytest.TempPathFactory) -> Capture:
+    kernel = kernels.get("6.1")
+    work = tmp_path_factory.mktemp("capture")
+    disk, vmcore, outputs = work / "disk", work / "vmcore", work / "outputs"
+    with disk.open("wb") as file:
+        file.truncate(MEMORY_MIB << 20)
+    bench.run(["mkfs.ext4", "-q", disk])
+    with dumps.armed(
+        kernel,
+        vmcore,
+        memory_mib=MEMORY_MIB,
+        crashkernel_mib=CRASHKERNEL_MIB,
+        capture=capture_python.initramfs(work / "initramfs", kernel),
+        cmdline=CMDLINE,
+        disks=[
+            qemu.Disk(disk, "dumps", keep=True, write_mib=DISK_MIB_PER_SECOND),
+            qemu.Disk(dumps.seed(), "seed"),
+        ],
+        kaslr=True,
+        smp=CPUS,
+        folder=work,
+    ) as vm:
+        vm.run(FILL)
+        dumps.crash(vm)
+        runs = {level: _wait(vm, level) for level in LEVELS}
+        dumps.captured(vm, vmcore)
+    outputs.mkdir()
+    bench.run(["debugfs", "-R", "rdump / outputs", disk], cwd=work)
+    log = (work / "serial.log").read_text(errors="replace")
+    return Capture(kernel, vmcore, outputs, runs, log)
+
+
+def _wait(vm: qemu.VM, level: int) -> Run:
+    numbers = "".join(rf" {field} (\d+)" for field in Run._fields)
+    said = vm.wait_for(rf"bench: -d {level}{numbers}\s", 300, panic=True)
+    return Run(*map(int, said.groups()))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_little_memory_is_enough(
+    capture: Capture, level: int, record_property: Callable[[str, object], None]
+) -> None:
+    run = capture.runs[level]
+    size = (capture.outputs / str(level)).stat().st_size
+    record_property(
+        "capture",
+        f"-d {level}: wrote {size >> 20} MiB with {run.before >> 10} MiB available, "
+        f"{run.available >> 10} MiB at the least; at the most "
+        f"{run.unwritten >> 10} MiB unwritten and {run.cached >> 10} MiB cached",
+    )
+    assert run.status == 0, capture.log[-4000:]
+    assert run.cpus == 2
+    if level == 1:
+        assert size > 3 * run.before << 10, "it would have fit into memory"
+
+
+def test_nothing_was_killed(capture: Capture) -> None:
+    assert "Out of memory" not in capture.log
+
+
+def test_nothing_but_the_dumps_is_left(capture: Capture) -> None:
+    names = {path.name for path in capture.outputs.iterdir()}
+    assert names == {"lost+found", *map(str, LEVELS)}
+    for level in LEVELS:
+        mode = (capture.outputs / str(level)).stat().st_mode
+        assert stat.S_IMODE(mode) == 0o600
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_pages_are_those_of_vmcore(
+    capture: Capture, level: int, tmp_path: Path
+) -> None:
+    ours, hosts = capture.outputs / str(level), tmp_path / "dump"
+    extract(capture.vmcore, hosts, "-d", str(level))
+    assert (bitmap(ours) == bitmap(hosts)).all()
+    assert_reads_back(capture.vmcore, ours)
+
+
+def test_drgn_lists_all_tasks(capture: Capture) -> None:
+    outputs = [capture.outputs / str(level) for level in LEVELS]
+    seen = []
+    for path in (capture.vmcore, *outputs):
+        tasks = for_each_task(program(capture.kernel, path))
+        seen.append([(task.pid.value_(), task.comm.string_()) for task in tasks])
+    assert {b"init", b"kthreadd"} <= {comm for _, comm in seen[0]}
+    assert seen == [seen[0]] * len(seen)

@@ -23,6 +23,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 
 from benchmarks import report
+from benchmarks.extract import bench_dump
 from drgn_tools import codecs
 from drgn_tools.errors import DumpError
 from drgn_tools.vmcore import Vmcore, open_vmcore
@@ -299,17 +300,22 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run as a command."""
     parser = argparse.ArgumentParser(prog="benchmarks.codecs", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("dump", help="any dump; a filtered one has kernel pages only")
+    parser.add_argument(
+        "dump",
+        nargs="?",
+        help="any dump (default: the test bench's); at -d 31 it has kernel pages only",
+    )
     parser.add_argument("--pages", type=int, default=20000, help="default: 20000")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--format", action="append", choices=list(codecs.CODECS))
     chosen = parser.parse_args(args)
+    dump = chosen.dump or bench_dump()
     packages = dict.fromkeys(c.package for c in CANDIDATES if c.package)
     print(report.machine(packages))
-    with open_vmcore(chosen.dump) as vmcore:
+    with open_vmcore(dump) as vmcore:
         pages = sample(vmcore, chosen.pages)
     if not pages:
-        sys.exit(f"{chosen.dump} has no page that is not zero")
+        sys.exit(f"{dump} has no page that is not zero")
     wanted = [c for c in CANDIDATES if c.format in (chosen.format or codecs.CODECS)]
     results, missing = measure(pages, wanted, chosen.rounds)
     print(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import __main__ as everything
 from benchmarks import codecs, extract, profile, report
 from drgn_tools.codecs import CODECS
 from drgn_tools.vmcore import open_vmcore
@@ -120,3 +121,11 @@ def test_profile(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shares = [float(cell.split("(")[1][:-2]) for cell in cells if "(" in cell]
     assert len(shares) == len(profile.STEPS)
     assert sum(shares) == pytest.approx(100, abs=len(shares))
+
+
+def test_all_of_them() -> None:
+    """python -m benchmarks leaves none out."""
+    folder = Path(everything.__file__).parent
+    texts = {path.stem: path.read_text() for path in folder.glob("*.py")}
+    commands = {name for name, text in texts.items() if "--runs" in text}
+    assert set(everything.NAMES) == commands | {"codecs"}

@@ -142,8 +142,8 @@ def extract(
 def level_for(codec: Codec, plan: Plan) -> int:
     """A codec's level that suits the pages that are kept."""
     kernel = sum(int(plan.kept[page_class]) for page_class in _KERNEL_CLASSES)
-    mostly = kernel >= _KERNEL_SHARE * plan.kept.sum()
-    return codec.kernel_level if mostly else codec.default_level
+    many = kernel >= _KERNEL_SHARE * plan.kept.sum()
+    return codec.kernel_level if many else codec.default_level
 
 
 def _check_target(source: str, target: str, force: bool) -> None:
@@ -297,14 +297,13 @@ def _write_pages(job: _Job, jobs: int) -> tuple[dict[int, str], dict[int, str]]:
             0 if jobs == 1 else min(1, len(pages)),
             progress.update,
         )
+    for number in lost:
+        # Whoever was killed may have been in the middle of writing it.
+        empty = bytes(kdump.DESCRIPTOR.itemsize)
+        _pwrite(job.fd, empty, _descriptor_at(job, pages[number][1]))
     return (
         {int(items[number][0, 0]): why for number, why in failed.items()},
-        {
-            int(pages[number][0][0]): why
-            for number, why in lost.items()
-            # A worker may have been killed when it had just written it.
-            if not _is_written(job, pages[number][1])
-        },
+        {int(pages[number][0][0]): why for number, why in lost.items()},
     )
 
 
@@ -318,10 +317,6 @@ def _kept(
         pfns = pfn + np.flatnonzero(np.unpackbits(bits, bitorder="little"))
         kept.append((pfns, rank))
     return kept
-
-
-def _is_written(job: _Job, rank: int) -> bool:
-    return any(os.pread(job.fd, kdump.DESCRIPTOR.itemsize, _descriptor_at(job, rank)))
 
 
 def _descriptor_at(job: _Job, rank: int) -> int:

@@ -27,6 +27,7 @@ from drgn_tools.errors import DumpError, MissingMemory
 
 # What ends the command, and is the parent's to deal with.
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNAL_NAMES = {number.value: number.name for number in signal.Signals}
 # Milliseconds between reports of how far they are.
 _TICK = 100
 # How a worker ends that could not read what it was to work on.
@@ -124,27 +125,31 @@ def _run_forked(
 
     def start(slot: int) -> None:
         counters[slot] = 0
+        # Not before the worker has let go of the parent's handlers, and the
+        # parent knows of the worker.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         try:
-            worker = _start(counters, slot, count, work)
+            worker = _start(counters, slot, count, work, mask)
+            running[worker.pipe] = worker
+            poll.register(worker.pipe, select.POLLIN)
         except OSError as error:
             # Fewer will do.
             if not running:
                 raise DumpError(f"cannot start a worker: {error.strerror}") from None
-            return
-        running[worker.pipe] = worker
-        poll.register(worker.pipe, select.POLLIN)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     try:
         for slot in range(_FIRST_SLOT, _FIRST_SLOT + workers):
             start(slot)
         while running:
             for pipe, _ in poll.poll(_TICK):
-                worker = running[pipe]
+                # It is at its end, or about to say why.
+                worker = running.pop(pipe)
                 message = _read_all(pipe)
                 _, status = os.waitpid(worker.pid, 0)
                 poll.unregister(pipe)
                 os.close(pipe)
-                del running[pipe]
                 if not status:
                     continue
                 killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
@@ -152,7 +157,7 @@ def _run_forked(
                     raise DumpError(message or "a worker failed")
                 number = counters[worker.slot] - 1
                 if number >= 0:
-                    name = killed and signal.Signals(killed).name
+                    name = _SIGNAL_NAMES.get(killed, f"signal {killed}")
                     failed[number] = message or f"a worker was killed ({name})"
                 # SIGKILL comes from the kernel when memory is short: then
                 # fewer do the rest.
@@ -177,11 +182,13 @@ def _read_all(pipe: int) -> str:
 
 
 def _start(
-    counters: Counters, slot: int, count: int, work: Callable[[int], None]
+    counters: Counters,
+    slot: int,
+    count: int,
+    work: Callable[[int], None],
+    mask: set[int],
 ) -> _Worker:
     read_end, write_end = os.pipe()
-    # Not before the worker has let go of the parent's handlers.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     starter = os.getpid()
     try:
         pid = os.fork()
@@ -193,7 +200,6 @@ def _start(
         raise
     finally:
         os.close(write_end)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _work(

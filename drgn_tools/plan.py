@@ -132,7 +132,8 @@ def page_classes(
             yield Classes(piece.pfn, classes, False)
             continue
         spills: list[Spill] = []
-        if words[: found.layout.dtype.itemsize].view(found.layout.dtype)["tail"][0] & 1:
+        first = words[: found.layout.dtype.itemsize].view(found.layout.dtype)
+        if int(first["tail"][0]) & 1:
             spills = _spills_into(vmcore, found, piece.pfn)
         classes, _ = classify(words, piece.pfn, found.layout, spills)
         yield Classes(piece.pfn, classes, True)

@@ -8,6 +8,9 @@ processes, less their start-up, which a dump of next to nothing tells; and the t
 of planning alone, by a clock of its own. A dump is in the page cache and the output
 goes to memory where there is room.
 
+Then the same pages 1, 4 and 16 times over, so that nothing but the size differs: the
+smallest of the dumps, each piece of which is the data of many segments.
+
 Then planning and what little is left of writing on a synthetic dump of 1 TiB, of
 which nothing or one page in each section is kept, with the memory that this takes.
 
@@ -18,7 +21,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
+import struct
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -29,10 +34,10 @@ import numpy as np
 from benchmarks import memory, report
 from benchmarks.extract import output_folder, run_process, warm
 from benchmarks.vast import RARE, Vast
-from drgn_tools.formats import kdump
+from drgn_tools.formats import elf, kdump
 from drgn_tools.pages import PageClass, excluded_classes
 from drgn_tools.vmcore import open_vmcore
-from tests.synthetic import MIB, Machine, write_elf
+from tests.synthetic import MIB, PAGE, Machine, write_elf
 
 _PACKAGES = ("numpy", "python-lzo")
 _JOBS = len(os.sched_getaffinity(0))
@@ -106,6 +111,8 @@ _OTHERS = sorted(set(PageClass) - excluded_classes(31))
 NOTHING = Task(
     "nothing kept", 31, ("--exclude", ",".join(other.label for other in _OTHERS))
 )
+SAME = Task("the same pages again, -d 1", 1)
+TIMES = (1, 4, 16)
 FEW = Task("a page per section kept", 31, (*NOTHING.options, "--keep", RARE.label))
 
 
@@ -132,6 +139,31 @@ def bench_dumps() -> list[Dump]:
         title = f"{spec.memory_mib >> 10} GiB, {spec.filled} % filled"
         found.append(describe(title, str(path)))
     return found
+
+
+def repeat(source: str, path: str, times: int) -> None:
+    """
+    Write a dump that has the memory of another one several times, one after the
+    other, and its data once. It has no notes, so all pages are kept.
+    """
+    with open(source, "rb") as file:
+        segments = elf.read_segments(lambda n, at: os.pread(file.fileno(), n, at))
+        loads = segments[segments["type"] == elf.PT_LOAD].astype(elf.PHDR)
+        step = int((loads["paddr"] + loads["memsz"]).max()) + PAGE - 1 & -PAGE
+        front = 64 + times * loads.nbytes + PAGE - 1 & -PAGE
+        loads["offset"] += np.uint64(front)
+        header = bytearray(file.read(64))
+        # e_phoff, and e_phentsize with e_phnum.
+        struct.pack_into("<Q", header, 32, 64)
+        struct.pack_into("<HH", header, 54, elf.PHDR.itemsize, times * len(loads))
+        file.seek(0)
+        with open(path, "wb") as made:
+            made.write(header)
+            for _ in range(times):
+                made.write(loads.tobytes())
+                loads["paddr"] += np.uint64(step)
+            made.seek(front)
+            shutil.copyfileobj(file, made, 1 << 22)
 
 
 def sample(task: Task, dump: Dump, folder: str) -> Sample:
@@ -288,6 +320,12 @@ def main(args: Sequence[str] | None = None) -> None:
         vast = describe(title, f"{temp}/vast", sparse=True)
         pairs = [(task, dump) for task in TASKS for dump in dumps]
         pairs += [(task, vast) for task in (PLANNING, NOTHING, FEW)]
+        smallest = min(dumps, key=lambda dump: dump.frames)
+        for times in TIMES:
+            again = f"{temp}/again{times}"
+            repeat(smallest.path, again, times)
+            title = f"{smallest.title}, {times} times"
+            pairs.append((SAME, describe(title, again)))
         costs, starts = measure(pairs, tiny, chosen.runs, temp)
         peaks = [(task, peak(task, vast, temp)) for task in (NOTHING, FEW)]
     print(report.table(HEAD, map(row, costs)) + "\n")
@@ -295,7 +333,7 @@ def main(args: Sequence[str] | None = None) -> None:
     print(f"Taken off for the start: {', '.join(taken)}.\n")
     print(*deviations(costs), sep="\n", end="\n\n")
     rows = [(task.title, *memory.cells(most)) for task, most in peaks]
-    print(f"Memory, {title}:\n\n{report.table(('task', *memory.HEAD), rows)}")
+    print(f"Memory, {vast.title}:\n\n{report.table(('task', *memory.HEAD), rows)}")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,11 @@ def test_growth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert counts["planning", synthetic] == ["2,097,152", "", ""]
     assert counts["nothing kept", synthetic] == ["2,097,152", "0", "0"]
     assert counts["a page per section kept", synthetic] == ["2,097,152", "55", "0"]
+    same = "the same pages again, -d 1"
+    kept = [counts[same, f"{dumps[0]}, {n} times"][1:] for n in growth.TIMES]
+    once = [int(count.replace(",", "")) for count in kept[0]]
+    assert [[f"{n * count:,}" for count in once] for n in growth.TIMES] == kept
+    assert f"\n{same}, ns per page written: mean " in said
     assert "\nplanning, ns per frame: mean " in said
     assert "\n-d 1, ns per page written: mean " in said
     memory = [row[0] for row in cells if len(row) == 5]

@@ -819,6 +819,14 @@ def _at_work(
 ) -> Iterator[subprocess.Popen[str]]:
     """The command in a session of its own, past the first page that it wrote."""
     options = ["-d0", "--compress", "zstd:19", "--jobs", str(jobs)]
+
+    def prepare() -> None:
+        # Whoever runs the tests in the background has some of them ignored.
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        if before is not None:
+            before()
+
     process = subprocess.Popen(
         [*COMMAND, "extract", *options, source, room / "out"],
         stdout=subprocess.PIPE,
@@ -826,7 +834,7 @@ def _at_work(
         text=True,
         env=environment(),
         start_new_session=True,
-        preexec_fn=before,
+        preexec_fn=prepare,
     )
 
     def writing() -> bool:

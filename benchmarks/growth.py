@@ -320,6 +320,10 @@ def main(args: Sequence[str] | None = None) -> None:
         vast = describe(title, f"{temp}/vast", sparse=True)
         pairs = [(task, dump) for task in TASKS for dump in dumps]
         pairs += [(task, vast) for task in (PLANNING, NOTHING, FEW)]
+        for part in sorted({max(8, chosen.synthetic // n) for n in (64, 8)}):
+            Vast(part).save(f"{temp}/vast{part}")
+            title = f"{part} GiB, synthetic, less of it"
+            pairs.append((PLANNING, describe(title, f"{temp}/vast{part}", sparse=True)))
         smallest = min(dumps, key=lambda dump: dump.frames)
         for times in TIMES:
             again = f"{temp}/again{times}"

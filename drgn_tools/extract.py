@@ -84,7 +84,7 @@ def extract(
 
     :param source: any dump that :func:`~drgn_tools.vmcore.open_vmcore` opens.
     :param target: file to write, mode 0600. It appears under its name only
-        when it is whole and on the disk.
+        when it is done and on the disk.
     :param excluded: classes to leave out; see
         :func:`~drgn_tools.pages.excluded_classes`.
     :param codec_level: None for the one that suits the pages that are kept.

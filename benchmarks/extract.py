@@ -101,7 +101,8 @@ class Process(NamedTuple):
     """What a process and its children took."""
 
     wall: float
-    processor: float
+    user: float
+    system: float
     """Seconds."""
     major_faults: int
     said: str
@@ -133,7 +134,7 @@ def run_process(command: Sequence[str], cpus: int | None = None) -> Process:
         said = file.read().decode(errors="replace")
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, said)
-    return Process(wall, usage.ru_utime + usage.ru_stime, usage.ru_majflt, said)
+    return Process(wall, usage.ru_utime, usage.ru_stime, usage.ru_majflt, said)
 
 
 def run(
@@ -156,7 +157,7 @@ def run(
         if not made.header.status & codec.flag:
             return None
     size = output.stat().st_size
-    return Run(taken.wall, taken.processor, size, taken.major_faults)
+    return Run(taken.wall, taken.user + taken.system, size, taken.major_faults)
 
 
 def measure(

@@ -70,6 +70,9 @@ class Sample(NamedTuple):
     """What one run took."""
 
     seconds: float
+    user: float
+    system: float
+    """Of the processor's, all processes together."""
     major_faults: int
     """Waits for a disk, of which there should be none."""
     kept: int
@@ -177,11 +180,13 @@ def sample(task: Task, dump: Dump, folder: str) -> Sample:
         warm(dump.path)
     if task == PLANNING:
         taken = run_process([*_PLAN, dump.path, str(task.level), str(_JOBS)])
-        return Sample(float(taken.said), taken.major_faults, 0, 0)
+        times = float(taken.said), taken.user, taken.system
+        return Sample(*times, taken.major_faults, 0, 0)
     with tempfile.TemporaryDirectory(dir=folder) as temp:
         output = f"{temp}/out"
         taken = run_process(_extract(task, dump, output))
-        return Sample(taken.wall, taken.major_faults, *_pages(output))
+        times = taken.wall, taken.user, taken.system
+        return Sample(*times, taken.major_faults, *_pages(output))
 
 
 def _extract(task: Task, dump: Dump, output: str) -> list[str]:
@@ -234,6 +239,8 @@ HEAD = (
     "not zero>",
     "median s>",
     "least s>",
+    "user s>",
+    "system s>",
     "ns per frame>",
     "ns per page written>",
     "major faults>",
@@ -253,6 +260,8 @@ def row(cost: Cost) -> tuple[str, ...]:
         "" if planning else f"{first.written:,}",
         f"{cost.median:.3f}",
         f"{cost.least:.3f}",
+        f"{statistics.median(found.user for found in cost.samples):.2f}",
+        f"{statistics.median(found.system for found in cost.samples):.2f}",
         f"{cost.per_frame():.1f}",
         "" if per_page is None else f"{per_page:.0f}",
         str(max(found.major_faults for found in cost.samples)),

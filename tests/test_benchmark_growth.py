@@ -91,9 +91,9 @@ def test_deviations() -> None:
     costs = [
         Cost(growth.TASKS[1], Dump(title, "", frames), seconds, 0.0, [sample])
         for title, frames, seconds, sample in (
-            ("a", 1000, 1e-5, Sample(0.0, 0, 5, 5)),
-            ("b", 2000, 4e-5, Sample(0.0, 0, 5, 0)),
-            ("c", 1000, 3e-5, Sample(0.0, 0, 5, 5)),
+            ("a", 1000, 1e-5, Sample(0.0, 0, 0, 0, 5, 5)),
+            ("b", 2000, 4e-5, Sample(0.0, 0, 0, 0, 5, 0)),
+            ("c", 1000, 3e-5, Sample(0.0, 0, 0, 0, 5, 5)),
         )
     ]
     # What has no pages is not in the second line; a synthetic one is in none.

@@ -12,3 +12,7 @@ class MissingMemory(DumpError):
     def __init__(self, paddr: int, why: str = "not in the dump") -> None:
         super().__init__(f"physical address {paddr:#x} is {why}")
         self.paddr = paddr
+
+
+class OutputFull(DumpError):
+    """There is no room for the output."""

@@ -162,7 +162,7 @@ def test_mmap_refused(
     refused = []
 
     def refuse(fd: int, *args: Any, **kwargs: Any) -> mmap.mmap:
-        if fd == -1:
+        if fd == -1 or os.readlink(f"/proc/self/fd/{fd}") != str(path):
             return real(fd, *args, **kwargs)
         refused.append(fd)
         raise OSError(11, "Resource temporarily unavailable")

@@ -158,3 +158,24 @@ def info(dump: str) -> None:
 
     for label, value in describe(dump):
         print(f"{label + ':':<13}{printable(value)}")
+
+
+@click.command()
+@click.argument("dump")
+@click.option(
+    "--partial", is_flag=True, help="Only what came since the log was last cleared."
+)
+def dmesg(dump: str, partial: bool) -> None:
+    """Print the kernel log of DUMP, as makedumpfile --dump-dmesg has it."""
+    from drgn_tools.errors import DumpError
+    from drgn_tools.kernel_log import dump_log
+    from drgn_tools.vmcore import open_vmcore
+
+    faults: list[str] = []
+    with open_vmcore(dump) as vmcore:
+        # It may hold any bytes: not for a text stream.
+        for piece in dump_log(vmcore, partial, warn=faults.append):
+            sys.stdout.buffer.write(piece)
+    if faults:
+        sys.stdout.buffer.flush()
+        raise DumpError(f"{dump}: the log is incomplete: {'; '.join(faults)}")

@@ -35,9 +35,7 @@ class File:
             )
         self.target = target
         self._directory = directory or "."
-        self._temporary = os.path.join(
-            directory, f".{name[:32]}.{os.urandom(8).hex()}"
-        )
+        self._temporary = os.path.join(directory, f".{name[:32]}.{os.urandom(8).hex()}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._fd = os.open(self._temporary, flags, 0o600)

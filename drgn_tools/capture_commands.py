@@ -171,11 +171,14 @@ def dmesg(dump: str, partial: bool) -> None:
     from drgn_tools.kernel_log import dump_log
     from drgn_tools.vmcore import open_vmcore
 
+    if sys.stdout is None:
+        raise DumpError("cannot print: standard output is closed")
+    # Ready-made bytes: not for a text stream.
+    out = sys.stdout.buffer
     faults: list[str] = []
     with open_vmcore(dump) as vmcore:
-        # It may hold any bytes: not for a text stream.
         for piece in dump_log(vmcore, partial, warn=faults.append):
-            sys.stdout.buffer.write(piece)
+            out.write(piece)
+    out.flush()
     if faults:
-        sys.stdout.buffer.flush()
         raise DumpError(f"{dump}: the log is incomplete: {'; '.join(faults)}")

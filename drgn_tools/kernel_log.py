@@ -224,9 +224,9 @@ def _ring_records(
     lost = _Lost(warn)
     if steps > count:
         lost.damaged("more records than there is room for")
+        steps, tail = count, head - count + 1
     text_left = text_size
-    # Torn or damaged ids cannot lead out of the ring nor around it twice.
-    for step in range(min(steps, count)):
+    for step in range(steps):
         number = tail + step & _ID_MASK
         index = number % count
         try:

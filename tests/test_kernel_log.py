@@ -315,12 +315,14 @@ def test_log_buf_with_a_hole_in_a_text(tmp_path: Path) -> None:
 
 
 @rings
-def test_more_ids_than_room(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tail", [0, 1, 1 << 20, (1 << 64) - 1])
+def test_more_ids_than_room(tail: int, name: str, tmp_path: Path) -> None:
+    """The last ones that there is room for."""
     machine = machine_with(name, [(i, f"line {i}") for i in range(20)])
     # tail_id.
-    machine.write(machine.log_places["ring"] + 32, struct.pack("<Q", 1))
+    machine.write(machine.log_places["ring"] + 32, struct.pack("<Q", tail))
     found, faults = read(machine, tmp_path / "dump")
-    assert len(found) <= 16
+    assert texts(found) == [f"line {i}" for i in range(4, 20)]
     assert faults == ["the kernel log is damaged: more records than there is room for"]
 
 
@@ -513,3 +515,21 @@ def test_command_without_a_log(tmp_path: Path) -> None:
     assert "has no VMCOREINFO" in assert_refused(drgn_tools("dmesg", path))
     assert_refused(drgn_tools("dmesg", tmp_path / "nothing"))
     assert_refused(drgn_tools("dmesg"), 2)
+
+
+def test_command_with_nowhere_to_print(tmp_path: Path) -> None:
+    path = tmp_path / "dump"
+    machine = machine_with("7.2", WILD)
+    write_elf(path, machine.loads(), machine.notes())
+    for redirection, why in ((">&-", "is closed"), ("> /dev/full", "No space left")):
+        command = ["sh", "-c", f'exec "$@" {redirection}', "sh", *COMMAND]
+        done = subprocess.run(
+            [*command, "dmesg", str(path)],
+            capture_output=True,
+            env=environment(),
+            text=True,
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("drgn-tools: cannot print: ")
+        assert why in done.stderr
+        assert done.stderr.count("\n") == 1

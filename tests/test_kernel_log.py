@@ -14,7 +14,7 @@ import pytest
 from drgn_tools.errors import DumpError
 from drgn_tools.kernel_log import LogRecord, dump_log, log_records, panic_line
 from drgn_tools.vmcore import open_vmcore
-from tests.command import COMMAND, assert_refused, drgn_tools, environment
+from tests.command import COMMAND, Outcome, assert_refused, drgn_tools, environment
 from tests.synthetic import (
     BY_NAME,
     MIB,
@@ -517,19 +517,11 @@ def test_command_without_a_log(tmp_path: Path) -> None:
     assert_refused(drgn_tools("dmesg"), 2)
 
 
-def test_command_with_nowhere_to_print(tmp_path: Path) -> None:
+def test_command_with_stdout_closed(tmp_path: Path) -> None:
     path = tmp_path / "dump"
     machine = machine_with("7.2", WILD)
     write_elf(path, machine.loads(), machine.notes())
-    for redirection, why in ((">&-", "is closed"), ("> /dev/full", "No space left")):
-        command = ["sh", "-c", f'exec "$@" {redirection}', "sh", *COMMAND]
-        done = subprocess.run(
-            [*command, "dmesg", str(path)],
-            capture_output=True,
-            env=environment(),
-            text=True,
-        )
-        assert done.returncode == 1
-        assert done.stderr.startswith("drgn-tools: cannot print: ")
-        assert why in done.stderr
-        assert done.stderr.count("\n") == 1
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "dmesg", str(path)]
+    done = subprocess.run(command, capture_output=True, env=environment(), text=True)
+    outcome = Outcome(done.returncode, done.stdout, done.stderr)
+    assert "cannot print" in assert_refused(outcome)

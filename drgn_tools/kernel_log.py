@@ -24,7 +24,8 @@ from drgn_tools.vmcoreinfo import Vmcoreinfo, require
 
 # A log buffer is at most 2 GiB by its own types; nobody has more than this.
 _MAX_LOG = 1 << 28
-_MAX_DESCS = 1 << 24
+# The kernel makes one descriptor for 32 bytes of text.
+_MAX_DESCS = _MAX_LOG // 32
 # desc_state: what of a record can be read.
 _COMMITTED = 1
 _FINALIZED = 2
@@ -125,35 +126,69 @@ def _caller(caller_id: int) -> str:
 class _Table:
     """Kernel memory of which any page may be missing."""
 
-    def __init__(self, kernel: Translator, address: int) -> None:
+    def __init__(self, kernel: Translator, address: int, lost: _Lost) -> None:
         self._kernel = kernel
         self._address = address
-        self._pages: dict[int, bytes | DumpError] = {}
+        self._lost = lost
+        self._pages: dict[int, bytes | None] = {}
 
-    def read(self, at: int, size: int) -> bytes:
-        """Part of it; DumpError if any byte is missing."""
-        if not size:
-            return b""
+    def read(self, at: int, size: int) -> bytes | None:
+        """Part of it; None if any byte is missing."""
         start = self._address + at
-        first, last = start // _PAGE, (start + size - 1) // _PAGE
-        data = self._page(first)
-        if first != last:
-            data += b"".join(map(self._page, range(first + 1, last + 1)))
-        return data[start % _PAGE : start % _PAGE + size]
+        number, skip = divmod(start, _PAGE)
+        data = b""
+        while len(data) < skip + size:
+            page = self._pages[number] if number in self._pages else self._read(number)
+            if page is None:
+                return None
+            data = data + page if data else page
+            number += 1
+        return data[skip : skip + size]
 
-    def _page(self, number: int) -> bytes:
-        page = self._pages.get(number)
-        if page is None:
-            if len(self._pages) >= _CACHED_PAGES:
-                self._pages.clear()
-            try:
-                page = self._kernel.read(number * _PAGE, _PAGE)
-            except DumpError as error:
-                page = error
-            self._pages[number] = page
-        if isinstance(page, DumpError):
-            raise page
+    def _read(self, number: int) -> bytes | None:
+        if len(self._pages) >= _CACHED_PAGES:
+            self._pages.clear()
+        page = None
+        try:
+            page = self._kernel.read(number * _PAGE, _PAGE)
+        except DumpError as error:
+            self._lost.page(error)
+        self._pages[number] = page
         return page
+
+
+class _Lost:
+    """What of a log is missing, told when the rest has been read."""
+
+    def __init__(self, warn: Warn) -> None:
+        self._warn = warn
+        self._records = 0
+        self._breaks_off = False
+        self._why: DumpError | None = None
+        self._damage = ""
+
+    def page(self, why: DumpError) -> None:
+        self._why = self._why or why
+
+    def record(self) -> None:
+        self._records += 1
+
+    def rest(self) -> None:
+        self._breaks_off = True
+
+    def damaged(self, what: str) -> None:
+        self._damage = self._damage or what
+
+    def tell(self) -> None:
+        if self._records:
+            self._warn(
+                f"{self._records} records of the kernel log could not be read, "
+                f"the first because {self._why}"
+            )
+        if self._breaks_off:
+            self._warn(f"the kernel log breaks off because {self._why}")
+        if self._damage:
+            self._warn(f"the kernel log is damaged: {self._damage}")
 
 
 def _word(data: bytes, at: int, width: int = 8) -> int:
@@ -203,9 +238,10 @@ def _ring_records(
         raise DumpError("the kernel log is damaged: impossible ring sizes")
     count, text_size = 1 << count_bits, 1 << size_bits
 
-    descs = _Table(kernel, _word(desc_ring, offset("prb_desc_ring.descs")))
-    infos = _Table(kernel, _word(desc_ring, offset("prb_desc_ring.infos")))
-    texts = _Table(kernel, _word(text_ring, offset("prb_data_ring.data")))
+    lost = _Lost(warn)
+    descs = _Table(kernel, _word(desc_ring, offset("prb_desc_ring.descs")), lost)
+    infos = _Table(kernel, _word(desc_ring, offset("prb_desc_ring.infos")), lost)
+    texts = _Table(kernel, _word(text_ring, offset("prb_data_ring.data")), lost)
     state_at = offset("prb_desc.state_var") + counter
     blk_at = offset("prb_desc.text_blk_lpos")
     begin_at = blk_at + offset("prb_data_blk_lpos.begin")
@@ -221,7 +257,6 @@ def _ring_records(
     tail = _word(desc_ring, offset("prb_desc_ring.tail_id") + counter) & _ID_MASK
     head = _word(desc_ring, offset("prb_desc_ring.head_id") + counter) & _ID_MASK
     steps = (head - tail & _ID_MASK) + 1
-    lost = _Lost(warn)
     if steps > count:
         lost.damaged("more records than there is room for")
         steps, tail = count, head - count + 1
@@ -229,69 +264,45 @@ def _ring_records(
     for step in range(steps):
         number = tail + step & _ID_MASK
         index = number % count
-        try:
-            desc = descs.read(index * desc_size, desc_size)
-            state = _word(desc, state_at)
-            if state & _ID_MASK != number or state >> 62 not in (
-                _COMMITTED,
-                _FINALIZED,
-            ):
-                continue
-            begin = _word(desc, begin_at) % text_size
-            end = _word(desc, next_at) % text_size
-            if begin == end:
-                # No text, or none that there was room for.
-                continue
-            # In newer kernels one may end right where the buffer ends. What would
-            # go on behind the end was put at the start of the buffer instead.
-            end = end or text_size
-            if begin > end:
-                begin = 0
-            record = infos.read(index * info_size, info_size)
-            if partial and _word(record, seq_at) < first_seq:
-                continue
-            # The block starts with the id of its descriptor.
-            begin += 8
-            length = min(_word(record, len_at, 2), max(0, end - begin))
-            if length > text_left:
-                lost.damaged("records share their text")
-                break
-            text_left -= length
-            text = texts.read(begin, length)
-        except DumpError as error:
-            lost.record(error)
+        desc = descs.read(index * desc_size, desc_size)
+        if desc is None:
+            lost.record()
+            continue
+        state = _word(desc, state_at)
+        if state & _ID_MASK != number or state >> 62 not in (_COMMITTED, _FINALIZED):
+            continue
+        begin = _word(desc, begin_at) % text_size
+        end = _word(desc, next_at) % text_size
+        if begin == end:
+            # No text, or none that there was room for.
+            continue
+        # In newer kernels one may end right where the buffer ends. What would go
+        # on behind the end was put at the start of the buffer instead.
+        end = end or text_size
+        if begin > end:
+            begin = 0
+        record = infos.read(index * info_size, info_size)
+        if record is None:
+            lost.record()
+            continue
+        if partial and _word(record, seq_at) < first_seq:
+            continue
+        # The block starts with the id of its descriptor.
+        begin += 8
+        length = min(_word(record, len_at, 2), max(0, end - begin))
+        if length > text_left:
+            lost.damaged("records share their text")
+            break
+        text_left -= length
+        text = texts.read(begin, length)
+        if text is None:
+            lost.record()
             continue
         caller = None
         if caller_at is not None:
             caller = _caller(_word(record, caller_at, 4))
         yield LogRecord(_word(record, ts_at), text, caller)
     lost.tell()
-
-
-class _Lost:
-    """What of a log is missing, told when the rest has been read."""
-
-    def __init__(self, warn: Warn) -> None:
-        self._warn = warn
-        self._records = 0
-        self._first: DumpError | None = None
-        self._damage = ""
-
-    def record(self, why: DumpError) -> None:
-        self._first = self._first or why
-        self._records += 1
-
-    def damaged(self, what: str) -> None:
-        self._damage = self._damage or what
-
-    def tell(self) -> None:
-        if self._records:
-            self._warn(
-                f"{self._records} records of the kernel log could not be read, "
-                f"the first because {self._first}"
-            )
-        if self._damage:
-            self._warn(f"the kernel log is damaged: {self._damage}")
 
 
 def _log_buf(info: Vmcoreinfo, kernel: Translator) -> tuple[int, int]:
@@ -325,18 +336,17 @@ def _log_buf_records(
     first = "clear_idx" if since_clear else "log_first_idx"
     at = _variable(info, kernel, first, 4)
     end = _variable(info, kernel, "log_next_idx", 4)
-    buffer = _Table(kernel, address)
     lost = _Lost(warn)
+    buffer = _Table(kernel, address, lost)
     seen = 0
     while at != end:
         if seen >= length or at + header > length:
             lost.damaged("its records lead nowhere")
             break
-        try:
-            record = buffer.read(at, header)
-        except DumpError as error:
+        record = buffer.read(at, header)
+        if record is None:
             # Where the next one is, only this one knows.
-            lost.damaged(f"it breaks off, {error}")
+            lost.rest()
             break
         size = _word(record, len_at, 2)
         if not size:
@@ -351,11 +361,11 @@ def _log_buf_records(
         caller = None
         if caller_at is not None:
             caller = _caller(_word(record, caller_at, 4))
-        try:
-            text = buffer.read(at + header, text_len)
+        text = buffer.read(at + header, text_len)
+        if text is None:
+            lost.record()
+        else:
             yield LogRecord(_word(record, ts_at), text, caller)
-        except DumpError as error:
-            lost.record(error)
         at += size
         seen += size
     lost.tell()
@@ -368,13 +378,12 @@ def _plain_text(info: Vmcoreinfo, kernel: Translator, warn: Warn) -> Iterator[by
     # Characters that were ever written.
     end = _variable(info, kernel, "log_end", 4)
     start = max(0, end - length)
-    buffer = _Table(kernel, address)
     lost = 0
     while start < end:
         at = start % length
         size = min(end - start, _PAGE - (address + at) % _PAGE, length - at)
         try:
-            yield buffer.read(at, size)
+            yield kernel.read(address + at, size)
         except DumpError:
             lost += size
         start += size

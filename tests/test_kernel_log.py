@@ -301,8 +301,8 @@ def test_log_buf_with_a_hole(tmp_path: Path) -> None:
     found, faults = read(machine, tmp_path / "dump", hole)
     assert [(r.timestamp_ns, r.text) for r in found] == LONG[: len(found)]
     assert len(found) > 60
-    why = f"it breaks off, physical address {hole:#x} is not in the dump"
-    assert faults[-1] == f"the kernel log is damaged: {why}"
+    why = f"physical address {hole:#x} is not in the dump"
+    assert faults[-1] == f"the kernel log breaks off because {why}"
 
 
 def test_log_buf_with_a_hole_in_a_text(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_records_that_share_their_text(name: str, tmp_path: Path) -> None:
 
 
 @rings
-@pytest.mark.parametrize(("at", "bits"), [(0, 25), (0, 1 << 31), (48, 29), (48, 99)])
+@pytest.mark.parametrize(("at", "bits"), [(0, 24), (0, 1 << 31), (48, 29), (48, 99)])
 def test_impossible_rings(at: int, bits: int, name: str, tmp_path: Path) -> None:
     machine = machine_with(name, [(1, "one")])
     machine.write(machine.log_places["ring"] + at, struct.pack("<I", bits))

@@ -19,6 +19,7 @@ from drgn_tools.text import printable
 
 # Each command's module, imported when the command is used.
 _COMMANDS = {
+    "dmesg": "drgn_tools.capture_commands",
     "extract": "drgn_tools.capture_commands",
     "info": "drgn_tools.capture_commands",
 }

@@ -224,3 +224,27 @@ def info(dump: str) -> None:
 
     for label, value in describe(dump):
         print(f"{label + ':':<13}{printable(value)}")
+
+
+@click.command()
+@click.argument("dump")
+@click.option(
+    "--partial", is_flag=True, help="Only what came since the log was last cleared."
+)
+def dmesg(dump: str, partial: bool) -> None:
+    """Print the kernel log of DUMP, as makedumpfile --dump-dmesg has it."""
+    from drgn_tools.errors import DumpError
+    from drgn_tools.kernel_log import dump_log
+    from drgn_tools.vmcore import open_vmcore
+
+    if sys.stdout is None:
+        raise DumpError("cannot print: standard output is closed")
+    # Ready-made bytes: not for a text stream.
+    out = sys.stdout.buffer
+    faults: list[str] = []
+    with open_vmcore(dump) as vmcore:
+        for piece in dump_log(vmcore, partial, warn=faults.append):
+            out.write(piece)
+    out.flush()
+    if faults:
+        raise DumpError(f"{dump}: the log is incomplete: {'; '.join(faults)}")

@@ -93,8 +93,12 @@ def _panic(vmcore: Vmcore) -> str:
     info = vmcore.vmcoreinfo
     if info is None:
         return "unknown: no VMCOREINFO"
+    faults: list[str] = []
     try:
-        line = panic_line(list(log_records(info, vmcore.kernel)))
+        records = list(log_records(info, vmcore.kernel, warn=faults.append))
     except DumpError as error:
         return f"unknown: the log cannot be read ({error})"
+    line = panic_line(records)
+    if line is None and faults:
+        return f"none in what can be read of the log ({faults[0]})"
     return line or "none in the log"

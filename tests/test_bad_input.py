@@ -643,10 +643,10 @@ def test_file_size_limit(jobs: str, limit: int, tmp_path: Path, room: Path) -> N
     assert all(page == machine.page(pfn) for pfn, page in found.pages.items())
 
 
-@pytest.mark.parametrize("command", ["info", "--help", "extract --help"])
+@pytest.mark.parametrize("command", ["info", "dmesg", "--help", "extract --help"])
 def test_stdout_full(command: str, dump: Path) -> None:
     """What cannot be printed is not done."""
-    arguments = [*command.split(), *([str(dump)] if command == "info" else [])]
+    arguments = [*command.split(), *([] if "--help" in command else [str(dump)])]
     with open("/dev/full", "w") as full:
         run = subprocess.run(
             [*COMMAND, *arguments],
@@ -659,12 +659,13 @@ def test_stdout_full(command: str, dump: Path) -> None:
     assert "No space left" in line
 
 
-def test_reader_of_stdout_is_gone(dump: Path) -> None:
+@pytest.mark.parametrize("command", ["info", "dmesg"])
+def test_reader_of_stdout_is_gone(command: str, dump: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     try:
         run = subprocess.run(
-            [*COMMAND, "info", str(dump)],
+            [*COMMAND, command, str(dump)],
             stdout=write_end,
             stderr=subprocess.PIPE,
             text=True,
@@ -711,6 +712,8 @@ def test_reader_of_stdout_is_gone(dump: Path) -> None:
         ("extract --keep CACHE {dump} {out}", "CACHE"),
         ("info", "DUMP"),
         ("info {dump} extra", "extra"),
+        ("dmesg --partial", "DUMP"),
+        ("dmesg {dump} extra", "extra"),
     ],
 )
 def test_usage(arguments: str, why: str, dump: Path, room: Path) -> None:

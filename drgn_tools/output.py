@@ -35,9 +35,7 @@ class File:
             )
         self.target = target
         self._directory = directory or "."
-        self._temporary = os.path.join(
-            directory, f".{name[:32]}.{os.urandom(8).hex()}"
-        )
+        self._temporary = os.path.join(directory, f".{name[:32]}.{os.urandom(8).hex()}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._fd = os.open(self._temporary, flags, 0o600)
@@ -59,6 +57,19 @@ class File:
                 raise self._failed(error) from None
             view = view[written:]
             offset += written
+
+    def read(self, size: int, offset: int) -> bytes:
+        """
+        What has been written at *offset*; zeros where nothing has been, and less
+        than *size* bytes at the end.
+
+        :raises DumpError: if it cannot be read.
+        """
+        try:
+            return os.pread(self._fd, size, offset)
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or "impossible offset"
+            raise DumpError(f"cannot read {self.target}: {why}") from None
 
     def start_writeback(self, offset: int, size: int) -> None:
         """

@@ -20,7 +20,7 @@ def describe(path: str) -> list[tuple[str, str]]:
 
     :raises DumpError: if it is no dump.
     """
-    with open_vmcore(path) as vmcore:
+    with open_vmcore(path, part=True) as vmcore:
         return [
             ("dump", path),
             ("format", _format(vmcore)),
@@ -39,6 +39,10 @@ def _format(vmcore: Vmcore) -> str:
         notes.append(f"version {vmcore.header.version}")
     if vmcore.lost_bytes:
         notes.append(f"cut short by {binary_size(vmcore.lost_bytes)}")
+    if vmcore.part:
+        notes.append(
+            f"page frames {vmcore.part.pfn} to {vmcore.part.end_pfn} of a split dump"
+        )
     return ", ".join([vmcore.format, *notes])
 
 

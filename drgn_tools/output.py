@@ -111,6 +111,19 @@ class File:
             except OSError as error:
                 raise self._failed(error, written) from None
 
+    def read(self, size: int, offset: int) -> bytes:
+        """
+        What has been written at *offset*; zeros where nothing has been, and less
+        than *size* bytes at the end.
+
+        :raises DumpError: if it cannot be read.
+        """
+        try:
+            return os.pread(self._fd, size, offset)
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or "impossible offset"
+            raise DumpError(f"cannot read {self.target}: {why}") from None
+
     def start_writeback(self, offset: int, size: int) -> None:
         os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_DONTNEED)
 

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from drgn_tools import codecs
 from drgn_tools.errors import DumpError, MissingMemory
-from drgn_tools.formats import elf, kdump
+from drgn_tools.formats import elf, flattened, kdump
 from drgn_tools.formats.notes import NT_LIVE, NT_PRSTATUS, iter_notes, pack_note
 from drgn_tools.progress import Progress
 from drgn_tools.text import binary_size
@@ -89,6 +89,14 @@ def merge_runs(runs: list[Run]) -> list[Run]:
     return merged
 
 
+def clip_runs(runs: list[Run], clip: Run) -> list[Run]:
+    """What of *runs* is in *clip*."""
+    clipped = [
+        Run(max(run.pfn, clip.pfn), min(run.end_pfn, clip.end_pfn)) for run in runs
+    ]
+    return [run for run in clipped if run.pfn < run.end_pfn]
+
+
 class Vmcore(abc.ABC):
     """
     The physical memory of a dump. Made by :func:`open_vmcore`.
@@ -121,11 +129,16 @@ class Vmcore(abc.ABC):
     """Of a kdump-compressed file."""
     dumped_pages: int = 0
     """Pages with a descriptor in a kdump-compressed file."""
+    part: Run | None = None
+    """Page frames that one part of a split dump is of."""
 
-    def __init__(self, path: str, fd: int, size: int) -> None:
+    def __init__(
+        self, path: str, fd: int, size: int, flat: flattened.Index | None
+    ) -> None:
         self.path = path
         self.size = size
         self._fd = fd
+        self._flat = flat
 
     def close(self) -> None:
         os.close(self._fd)
@@ -240,12 +253,23 @@ class Vmcore(abc.ABC):
             return False
         return bool(release) and found[2] == str(release).encode()
 
+    def file_data(self, size: int, offset: int) -> bytes:
+        """
+        What the dump's file has at *offset*: less than *size* bytes only at its end.
+
+        :raises DumpError: if it cannot be read.
+        """
+        return self._pread(size, offset)
+
     def _pread(self, size: int, offset: int) -> bytes:
         """What the file has at *offset*: less than *size* bytes only at its end."""
         parts = []
         while size > 0:
             try:
-                part = os.pread(self._fd, size, offset)
+                if self._flat is not None:
+                    part = self._flat.pread(size, offset)
+                else:
+                    part = os.pread(self._fd, size, offset)
             except (OSError, OverflowError) as error:
                 why = getattr(error, "strerror", None) or "impossible offset"
                 raise DumpError(f"cannot read at offset {offset:#x}: {why}") from None
@@ -329,8 +353,10 @@ class _ElfVmcore(Vmcore):
 
     format = "ELF core"
 
-    def __init__(self, path: str, fd: int, size: int) -> None:
-        super().__init__(path, fd, size)
+    def __init__(
+        self, path: str, fd: int, size: int, flat: flattened.Index | None
+    ) -> None:
+        super().__init__(path, fd, size, flat)
         notes = b""
         loads = []
         places = []
@@ -356,7 +382,7 @@ class _ElfVmcore(Vmcore):
         self.loads = tuple(loads)
         # x86-64 has no other page size.
         self.page_size = _PAGE_SIZE
-        self._mappable = not self.live
+        self._mappable = not self.live and flat is None
         self._in_proc = False
         with contextlib.suppress(OSError):
             self._in_proc = os.fstat(fd).st_dev == os.stat("/proc").st_dev
@@ -517,8 +543,10 @@ class _KdumpVmcore(Vmcore):
 
     format = "kdump-compressed"
 
-    def __init__(self, path: str, fd: int, size: int) -> None:
-        super().__init__(path, fd, size)
+    def __init__(
+        self, path: str, fd: int, size: int, flat: flattened.Index | None
+    ) -> None:
+        super().__init__(path, fd, size, flat)
         block0 = self._pread(4096, 0)
         block = kdump.block_size(block0)
         header = kdump.unpack_headers(block0, self._pread(4096, block), size)
@@ -527,8 +555,6 @@ class _KdumpVmcore(Vmcore):
         if machine not in (b"x86_64", b""):
             name = machine.decode(errors="replace")
             raise DumpError(f"a dump of {name}; only x86-64 dumps are known")
-        if header.split:
-            raise DumpError("one part of a split dump; reassemble it first")
         self.header = header
         self.page_size = header.block_size
         if header.size_note > _MAX_NOTES or header.size_vmcoreinfo > _MAX_VMCOREINFO:
@@ -551,6 +577,8 @@ class _KdumpVmcore(Vmcore):
             self._pread(size_in_use, header.bitmap_offset + header.bitmap_size),
             np.uint8,
         )
+        if header.split:
+            self._set_part(header)
         # Descriptors before each piece of the bitmap.
         padded = np.zeros(-(-len(self._bitmap) // _RANK_STEP) * _RANK_STEP, np.uint8)
         padded[: len(self._bitmap)] = BITS_SET[self._bitmap]
@@ -559,6 +587,22 @@ class _KdumpVmcore(Vmcore):
         self.dumped_pages = int(self._rank[-1])
         self._decompress: dict[int, codecs.Decompress] = {}
         self._cache: dict[int, bytes] = {}
+
+    def _set_part(self, header: kdump.Header) -> None:
+        """Bitmaps are of the whole dump; descriptors and data of the part only."""
+        pfn, end_pfn = header.start_pfn, header.end_pfn
+        if not pfn <= end_pfn <= header.max_mapnr:
+            raise DumpError("the kdump header is damaged: no such part of a dump")
+        self.part = Run(pfn, end_pfn)
+        self.data_runs = clip_runs(self.ram_runs, self.part)
+        bitmap = np.zeros_like(self._bitmap)
+        first, end = pfn // 8, -(-end_pfn // 8)
+        bitmap[first:end] = self._bitmap[first:end]
+        if first < len(bitmap):
+            bitmap[first] &= 0xFF << pfn % 8 & 0xFF
+        if end_pfn % 8 and end <= len(bitmap):
+            bitmap[end - 1] &= (1 << end_pfn % 8) - 1
+        self._bitmap = bitmap
 
     def present(self, pfn: int, end_pfn: int) -> Bools:
         has = np.zeros(end_pfn - pfn, np.bool_)
@@ -604,7 +648,10 @@ class _KdumpVmcore(Vmcore):
         dumped = bitmap_slice(self._bitmap, start, last + 1)
         missing = np.flatnonzero(~dumped[pfns - start])
         if len(missing):
-            raise MissingMemory(int(pfns[missing[0]]) * self.page_size, "excluded")
+            pfn = int(pfns[missing[0]])
+            elsewhere = self.part and not self.part.pfn <= pfn < self.part.end_pfn
+            why = "in another part of this split dump" if elsewhere else "excluded"
+            raise MissingMemory(pfn * self.page_size, why)
         ranks = np.cumsum(dumped)[pfns - start] - 1 + int(self._rank[piece])
         base, count = int(ranks[0]), int(ranks[-1] - ranks[0]) + 1
         item = kdump.DESCRIPTOR.itemsize
@@ -683,11 +730,14 @@ def runs_mask(runs: list[Run], pfn: int, end_pfn: int) -> Bools:
     return mask
 
 
-def open_vmcore(path: str, vmcoreinfo: bytes | None = None) -> Vmcore:
+def open_vmcore(
+    path: str, vmcoreinfo: bytes | None = None, *, part: bool = False
+) -> Vmcore:
     """
-    Open a dump of any known format.
+    Open a dump of any known format, flattened or not.
 
     :param vmcoreinfo: text to go by instead of the dump's own.
+    :param part: it may be one part of a split dump: see :attr:`Vmcore.part`.
     :raises DumpError: if the file cannot be read or is no dump.
     """
     try:
@@ -700,16 +750,23 @@ def open_vmcore(path: str, vmcoreinfo: bytes | None = None) -> Vmcore:
             size = os.lseek(fd, 0, os.SEEK_END)
         except OSError as error:
             raise DumpError(f"cannot read: {error.strerror}") from None
+        flat = None
+        if magic.startswith(flattened.SIGNATURE):
+            flat = _flat_index(fd)
+            magic, size = flat.pread(16, 0), flat.size
         for known, opener in _FORMATS.items():
             if magic.startswith(known):
-                vmcore = opener(path, fd, size)
+                vmcore = opener(path, fd, size, flat)
+                if vmcore.part and not part:
+                    raise DumpError(
+                        "one part of a split dump; reassemble it first "
+                        "(drgn-makedumpfile --reassemble)"
+                    )
                 if vmcoreinfo is not None or vmcore.vmcoreinfo is None:
                     vmcore.use_vmcoreinfo(vmcoreinfo)
                 return vmcore
         if not magic:
             raise DumpError("an empty file")
-        if magic.startswith(b"makedumpfile"):
-            raise DumpError("a flattened dump; rearrange it first (makedumpfile -R)")
         raise DumpError("not a dump: neither an ELF core nor kdump-compressed")
     except BaseException as error:
         os.close(fd)
@@ -718,7 +775,16 @@ def open_vmcore(path: str, vmcoreinfo: bytes | None = None) -> Vmcore:
         raise
 
 
-_FORMATS: dict[bytes, Callable[[str, int, int], Vmcore]] = {
+def _flat_index(fd: int) -> flattened.Index:
+    try:
+        return flattened.Index(fd)
+    except flattened.CutShort as error:
+        raise DumpError(f"{error} (drgn-makedumpfile -R keeps what it has)") from None
+    except OSError as error:
+        raise DumpError(f"cannot read: {error.strerror}") from None
+
+
+_FORMATS: dict[bytes, Callable[[str, int, int, flattened.Index | None], Vmcore]] = {
     elf.MAGIC: _ElfVmcore,
     kdump.SIGNATURE: _KdumpVmcore,
 }

@@ -21,6 +21,7 @@ from drgn_tools.text import printable
 _COMMANDS = {
     "extract": "drgn_tools.capture_commands",
     "info": "drgn_tools.capture_commands",
+    "verify": "drgn_tools.capture_commands",
 }
 
 

@@ -158,3 +158,22 @@ def info(dump: str) -> None:
 
     for label, value in describe(dump):
         print(f"{label + ':':<13}{printable(value)}")
+
+
+@click.command()
+@click.argument("dump")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes that work on it.  [default: all CPUs it may run on]",
+)
+def verify(dump: str, jobs: int | None) -> int:
+    """Read all of DUMP and say what is missing, damaged or inconsistent."""
+    from drgn_tools.text import printable
+    from drgn_tools.verify import verify
+
+    report = verify(dump, jobs or len(os.sched_getaffinity(0)))
+    for line in report.lines():
+        print(printable(line))
+    return 0 if report.sound else 1

@@ -915,7 +915,6 @@ def _check_extents(
     else:
         reached = np.maximum.accumulate(np.concatenate(([dump.data], ends)))
     overlapping = np.flatnonzero(starts < reached[:-1])
-    # Where the page of zeros is shared by pages that are not left out.
     if len(overlapping):
         regions = np.column_stack(
             (starts[overlapping], np.minimum(ends, reached[:-1])[overlapping])
@@ -1108,7 +1107,11 @@ def _verify_elf(file: _File, vmcore: Vmcore, jobs: int) -> Report:
 
 
 def _check_segments(file: _File, end: int, found: _Found) -> list[tuple[int, int, int]]:
-    """Segments against the file and each other: (offset, size, paddr) of memory."""
+    """
+    Segments against the file and each other.
+
+    :return: offset, size and paddr of the memory in the file, in order.
+    """
     loads = []
     used = []
     notes = 0
@@ -1142,7 +1145,15 @@ def _check_segments(file: _File, end: int, found: _Found) -> list[tuple[int, int
                 "overlap",
                 f"program headers {before[2]} and {after[2]} share bytes of the file",
             )
-    return loads
+    # Each byte once, however often segments claim it.
+    once = []
+    taken = 0
+    for offset, size, paddr in sorted(loads):
+        skip = max(0, taken - offset)
+        if skip < size:
+            once.append((offset + skip, size - skip, paddr + skip))
+            taken = offset + size
+    return once
 
 
 def _read_segments(

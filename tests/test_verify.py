@@ -18,7 +18,7 @@ from drgn_tools.codecs import CODECS
 from drgn_tools.errors import DumpError
 from drgn_tools.extract import extract
 from drgn_tools.pages import excluded_classes
-from drgn_tools.verify import LISTED, Report, verify
+from drgn_tools.verify import LISTED, verify
 
 from .command import assert_done, assert_refused, drgn_tools, drgn_tools_forked
 from .synthetic import (
@@ -527,6 +527,14 @@ def test_no_dump(tmp_path: Path) -> None:
         assert str(path) in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "why"), [("", "DUMP"), ("--jobs 0 x", "0"), ("x y", "y")]
+)
+def test_usage(arguments: str, why: str) -> None:
+    outcome = drgn_tools_forked("verify", *arguments.split())
+    assert why in assert_refused(outcome, 2)
+
+
 def test_damage_never_ends_in_a_traceback(sealed: Path) -> None:
     """Bytes of the frame, and of the table, at random."""
     data = sealed.read_bytes()
@@ -595,8 +603,3 @@ def test_crc_is_zlibs() -> None:
         data = os.urandom(size)
         assert checksums.crc32(data) == zlib.crc32(data)
         assert checksums.crc32(data, 77) == zlib.crc32(data, 77)
-
-
-def test_report_is_bounded(sealed: Path) -> None:
-    report: Report = verify(str(sealed), 1)
-    assert report.findings == []

@@ -17,7 +17,7 @@ import contextlib
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -226,16 +226,20 @@ class _Faults:
         self._counters = Counters(kinds * (1 + _KEPT * self._WORDS))
 
     def add(self, kind: int, number: int, value: int) -> None:
-        before = self._counters.add(kind, 1)
-        if before < _KEPT:
-            at = self._kinds + (kind * _KEPT + before) * self._WORDS
-            self._counters[at] = number
-            # Any 64 bits, in a signed word.
-            self._counters[at + 1] = (value + _SIGN) % _WORD - _SIGN
+        self.add_all(kind, [number], [value])
 
-    def add_many(self, kind: int, amount: int) -> None:
-        """Count only."""
-        self._counters.add(kind, amount)
+    def add_all(self, kind: int, numbers: Sequence[int], values: Sequence[int]) -> None:
+        """Those at once: of an incomplete dump there may be millions."""
+        before = self.add_count(kind, len(numbers))
+        for index in range(min(len(numbers), _KEPT - before)):
+            at = self._kinds + (kind * _KEPT + before + index) * self._WORDS
+            self._counters[at] = numbers[index]
+            # Any 64 bits, in a signed word.
+            self._counters[at + 1] = (values[index] + _SIGN) % _WORD - _SIGN
+
+    def add_count(self, kind: int, amount: int) -> int:
+        """Count only; returns how many there were."""
+        return self._counters.add(kind, amount)
 
     def count(self, kind: int) -> int:
         return self._counters[kind]
@@ -815,18 +819,20 @@ def _check_some(dump: _Kdump, piece: int, rank: int, faults: _Faults) -> None:
     """Read and decompress the pages of one piece of the bitmap."""
     pfns = _pfns(dump, piece)
     descriptors = _read_descriptors(dump, rank, len(pfns))
-    for pfn in pfns[len(descriptors) :].tolist():
-        end = dump.header.descriptors_offset + kdump.DESCRIPTOR.itemsize * rank
-        faults.add(_BEYOND, pfn, end)
+    cut = pfns[len(descriptors) :].tolist()
+    if cut:
+        faults.add_all(_BEYOND, cut, [dump.file.size] * len(cut))
     pfns = pfns[: len(descriptors)]
     kinds = _faults_of(dump, descriptors)
-    for index in np.flatnonzero(kinds >= 0).tolist():
-        fault = int(kinds[index])
-        value = int(descriptors[_SAID.get(fault, "offset")][index])
-        faults.add(fault, int(pfns[index]), value)
-    for index in np.flatnonzero(descriptors["page_flags"]).tolist():
-        value = int(descriptors["page_flags"][index])
-        faults.add(_PAGE_FLAGS, int(pfns[index]), value)
+    for fault in range(len(_FAULTS)):
+        which = kinds == fault
+        if which.any():
+            values = descriptors[_SAID.get(fault, "offset")][which].tolist()
+            faults.add_all(fault, pfns[which].tolist(), values)
+    which = descriptors["page_flags"] != 0
+    if which.any():
+        values = descriptors["page_flags"][which].tolist()
+        faults.add_all(_PAGE_FLAGS, pfns[which].tolist(), values)
     is_zero = (
         (descriptors["offset"] == dump.zero_at)
         & (descriptors["size"] == dump.header.block_size)
@@ -834,7 +840,7 @@ def _check_some(dump: _Kdump, piece: int, rank: int, faults: _Faults) -> None:
         & (kinds < 0)
     )
     if is_zero.any():
-        faults.add_many(len(_FAULTS), int(np.count_nonzero(is_zero)))
+        faults.add_count(len(_FAULTS), int(np.count_nonzero(is_zero)))
     good = np.flatnonzero((kinds < 0) & ~is_zero)
     page_size = dump.header.block_size
     zeros = bytes(page_size)

@@ -212,46 +212,49 @@ def _write(writer: Writer, jobs: int, inbox: Inbox | None, last: bool) -> _Done:
     retried: dict[int, str] = {}
     lost: dict[int, str] = {}
     stopped = 0
-    writer.start()
-    try:
-        with Progress("writing pages", writer.plan.pages) as progress:
-
-            def tick(done: int) -> None:
-                progress.update(writer.before[done])
-                writer.flush(done)
-
-            workers = max(1, min(jobs, items))
-            failed = run(items, writer.write_item, workers, tick, inbox)
-        # Most of what a worker died of is still sound: one page at a time.
-        pages = []
-        for number, why in failed.items():
-            pfns = writer.pfns(number)
-            retried[pfns[0]] = why
-            pages += [(number, index, pfn) for index, pfn in enumerate(pfns)]
-        with Progress("reading page by page", len(pages)) as progress:
-            unreadable = run(
-                len(pages),
-                lambda n: writer.write_page(*pages[n][:2]),
-                1,
-                progress.update,
-                inbox,
-            )
-        lost = {
-            pages[n][2]: why
-            for n, why in unreadable.items()
-            if not writer.has(*pages[n][:2])
-        }
-    except Stopped as signaled:
-        # Who waits for it to end gets what there is; who no longer wants it
-        # presses Ctrl-C.
-        if signaled.signum == signal.SIGINT:
-            raise
-        stopped = signaled.signum
-    if writer.full and not last:
-        raise OutputFull("no room for all pages")
-    # It is all there but for its end, and a disk may take long over that.
+    # Without its headers, nothing is of use.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _KEEPERS)
     try:
+        try:
+            writer.start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            with Progress("writing pages", writer.plan.pages) as progress:
+
+                def tick(done: int) -> None:
+                    progress.update(writer.before[done])
+                    writer.flush(done)
+
+                workers = max(1, min(jobs, items))
+                failed = run(items, writer.write_item, workers, tick, inbox)
+            # Most of what a worker died of is still sound: one page at a time.
+            pages = []
+            for number, why in failed.items():
+                pfns = writer.pfns(number)
+                retried[pfns[0]] = why
+                pages += [(number, index, pfn) for index, pfn in enumerate(pfns)]
+            with Progress("reading page by page", len(pages)) as progress:
+                unreadable = run(
+                    len(pages),
+                    lambda n: writer.write_page(*pages[n][:2]),
+                    1,
+                    progress.update,
+                    inbox,
+                )
+            lost = {
+                pages[n][2]: why
+                for n, why in unreadable.items()
+                if not writer.has(*pages[n][:2])
+            }
+            # It is all there but for its end, and a disk may take long over that.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _KEEPERS)
+        except Stopped as signaled:
+            # Who waits for it to end gets what there is; who no longer wants it
+            # presses Ctrl-C.
+            if signaled.signum == signal.SIGINT:
+                raise
+            stopped = signaled.signum
+        if writer.full and not last and not stopped:
+            raise OutputFull("no room for all pages")
         writer.flush(items)
         for number in failed:
             writer.rewrite(number)

@@ -187,6 +187,8 @@ class Stream:
         # written.
         self._asked = os.pipe()
         self._done = os.pipe()
+        # Full, they wake up everyone; and nobody hangs in one whose reader is gone.
+        os.set_blocking(self._asked[1], False)
         os.set_blocking(self._done[1], False)
         self.inbox = Inbox(self._asked[0], self._serve)
         self._put(flattened.HEADER)
@@ -222,17 +224,17 @@ class Stream:
             counters[_SIZE] = len(data)
             # From here on it will be written, whatever happens to this process.
             counters[_ASKED] += 1
-            os.write(self._asked[1], b".")
+            _wake(self._asked[1])
 
     def _wait(self) -> None:
         # Whoever handed it over may have been killed before it said so.
-        os.write(self._asked[1], b".")
+        _wake(self._asked[1])
         done = select.poll()
         done.register(self._done[0], select.POLLIN)
         while not done.poll(_PATIENCE):
             if os.getppid() != self._owner:
                 raise DumpError("whoever writes the stream is gone")
-        os.read(self._done[0], 1)
+        os.read(self._done[0], 4096)
 
     def _serve(self) -> None:
         os.read(self._asked[0], 4096)
@@ -244,9 +246,7 @@ class Stream:
             data = memoryview(self._memory)[: counters[_SIZE]]
             self._put_record(data, counters[_OFFSET])
             counters[_DONE] = counters[_ASKED]
-            # If it takes no more, there is enough in it to wake up everyone.
-            with contextlib.suppress(BlockingIOError):
-                os.write(self._done[1], b".")
+            _wake(self._done[1])
 
     def _put_record(self, data: memoryview, offset: int) -> None:
         if len(data):
@@ -259,11 +259,20 @@ class Stream:
             for part in parts:
                 view = memoryview(part)
                 while len(view):
-                    view = view[os.write(self._fd, view) :]
+                    try:
+                        view = view[os.write(self._fd, view) :]
+                    except BlockingIOError:
+                        # Whoever shares the descriptor made it so.
+                        select.select((), (self._fd,), ())
         except OSError as error:
             raise DumpError(f"cannot write the output: {error.strerror}") from None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _wake(fd: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.write(fd, b".")
 
 
 class Nothing:

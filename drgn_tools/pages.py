@@ -408,8 +408,9 @@ class Section(NamedTuple):
 
     pfn: int
     end_pfn: int
-    vaddr: int
-    """Address of the ``struct page`` of *pfn*."""
+    vaddr: int | None
+    """Address of the ``struct page`` of *pfn*; None if the table that says so
+    cannot be read."""
 
 
 #: Reads kernel virtual memory: (vaddr, size) to bytes.
@@ -429,8 +430,10 @@ def mem_map(
 
     :param read: reads kernel virtual memory.
     :param max_pfn: no frame at or beyond this one matters.
-    :return: the present sections below *max_pfn*, in order.
-    :raises DumpError: if the kernel's tables cannot be found or read.
+    :return: the present sections below *max_pfn*, in order; and, as one, all that
+        a table which cannot be read may have.
+    :raises DumpError: if the kernel's tables cannot be found, or none of them be
+        read.
     """
     require(info.decimal("PAGESIZE"), "PAGESIZE", page_size, page_size)
     struct_page = require(info.size("page"), "SIZE(page)", 32, 4096)
@@ -459,12 +462,22 @@ def mem_map(
     # of SYMBOL(mem_section) is the address of that array. Else: the entries.
     length = info.length("mem_section")
     extreme = length is None or length == -(-all_sections // per_root)
+    roots = -(-wanted // per_root)
+    # None is for a pointer that cannot be read.
+    pointers: list[int | None] = []
+    why = None
     if extreme:
-        roots = -(-wanted // per_root)
-        pointers = np.frombuffer(read(table, 8 * roots), "<u8").tolist()
+        # Page by page: of a bad one, nothing follows for others.
+        while len(pointers) < roots:
+            at = table + 8 * len(pointers)
+            count = min(roots - len(pointers), (page_size - at % page_size + 7) // 8)
+            try:
+                pointers += np.frombuffer(read(at, 8 * count), "<u8").tolist()
+            except DumpError as error:
+                why = why or error
+                pointers += [None] * count
     else:
-        roots = -(-wanted // per_root)
-        pointers = [table + i * per_root * entry_size for i in range(roots)]
+        pointers += [table + i * per_root * entry_size for i in range(roots)]
 
     dtype = np.dtype(
         {
@@ -476,13 +489,24 @@ def mem_map(
     )
     sections = []
     for root, pointer in enumerate(pointers):
-        if not pointer:
+        if pointer == 0:
             continue
         first = root * per_root
         entries = min(per_root, wanted - first)
-        maps = np.frombuffer(read(pointer, entries * entry_size), dtype)["map"]
+        try:
+            raw = b"" if pointer is None else read(pointer, entries * entry_size)
+        except DumpError as error:
+            why = why or error
+            raw = b""
+        if not raw:
+            end_pfn = (first + entries) * per_section
+            sections.append(Section(first * per_section, end_pfn, None))
+            continue
+        maps = np.frombuffer(raw, dtype)["map"]
         for index in np.flatnonzero(maps & np.uint64(_SECTION_PRESENT)).tolist():
             pfn = (first + index) * per_section
             start = (int(maps[index]) & ~_SECTION_FLAGS) + pfn * struct_page
             sections.append(Section(pfn, pfn + per_section, start & (1 << 64) - 1))
+    if why and all(section.vaddr is None for section in sections):
+        raise why
     return sections

@@ -170,6 +170,8 @@ def _section_of(sections: list[Section], pfn: int) -> tuple[Section | None, int]
 def _struct_pages(
     vmcore: Vmcore, piece: Run, section: Section, layout: PageLayout
 ) -> npt.NDArray[np.uint8]:
+    if section.vaddr is None:
+        raise DumpError("where its struct pages are cannot be read")
     size = layout.dtype.itemsize
     start = section.vaddr + (piece.pfn - section.pfn) * size
     parts = [

@@ -280,6 +280,16 @@ class Vmcore(abc.ABC):
             offset += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def _read_memory(self, paddr: int, size: int, offset: int) -> bytes:
+        try:
+            data = self._pread(size, offset)
+        except DumpError as error:
+            # Bad memory, a bad disk: of one page, nothing said of others.
+            raise MissingMemory(paddr, f"unreadable: {error}") from None
+        if len(data) < size:
+            raise MissingMemory(paddr, "beyond the end of the file")
+        return data
+
     def _set_notes(self, notes: bytes) -> None:
         self.notes = notes
         for note in iter_notes(notes):
@@ -527,16 +537,6 @@ class _ElfVmcore(Vmcore):
             return None
         return np.frombuffer(window, np.uint8, size, offset - start)
 
-    def _read_memory(self, paddr: int, size: int, offset: int) -> bytes:
-        try:
-            data = self._pread(size, offset)
-        except DumpError as error:
-            # Bad memory, a bad disk: of one page, nothing said of others.
-            raise MissingMemory(paddr, f"unreadable: {error}") from None
-        if len(data) < size:
-            raise MissingMemory(paddr + len(data), "beyond the end of the file")
-        return data
-
 
 class _KdumpVmcore(Vmcore):
     """A kdump-compressed file."""
@@ -612,7 +612,9 @@ class _KdumpVmcore(Vmcore):
             assert self.header is not None
             if self.header.status & kdump.STATUS_INCOMPLETE and has.any():
                 found = pfn + np.flatnonzero(has)
-                has[found - pfn] = self._descriptors(found)["offset"] != 0
+                # What cannot be read now is no different when it is wanted.
+                with contextlib.suppress(MissingMemory):
+                    has[found - pfn] = self._descriptors(found)["offset"] != 0
         return has
 
     def pages(self, pfns: Pfns) -> Iterator[bytes]:
@@ -655,9 +657,9 @@ class _KdumpVmcore(Vmcore):
         ranks = np.cumsum(dumped)[pfns - start] - 1 + int(self._rank[piece])
         base, count = int(ranks[0]), int(ranks[-1] - ranks[0]) + 1
         item = kdump.DESCRIPTOR.itemsize
-        raw = self._pread(item * count, self.header.descriptors_offset + item * base)
-        if len(raw) < item * count:
-            raise MissingMemory(first * self.page_size, "beyond the end of the file")
+        paddr = first * self.page_size
+        offset = self.header.descriptors_offset + item * base
+        raw = self._read_memory(paddr, item * count, offset)
         descriptors = np.frombuffer(raw, kdump.DESCRIPTOR)
         return descriptors[ranks - base]
 
@@ -669,7 +671,7 @@ class _KdumpVmcore(Vmcore):
             raise MissingMemory(paddr, "missing from this incomplete dump")
         if not 0 < size <= self.page_size or offset < 0 or offset + size > self.size:
             raise MissingMemory(paddr, "unreadable: its descriptor is damaged")
-        data = self._pread(size, offset)
+        data = self._read_memory(paddr, size, offset)
         if not flags and size == self.page_size:
             return data
         decompress = self._decompress.get(flags)

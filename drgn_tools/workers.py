@@ -286,6 +286,10 @@ def _work(
     except MissingMemory as error:
         status = _UNREADABLE
         os.write(write_end, str(error).encode())
+    except MemoryError:
+        # With what it has in hand given back, there may be enough.
+        status = _UNREADABLE
+        os.write(write_end, b"a worker had not enough memory")
     except DumpError as error:
         os.write(write_end, str(error).encode())
     except BaseException:

@@ -380,17 +380,19 @@ class KdumpWriter(Writer):
             room = self._put(part.output, blob, base)
         empty = lengths == 0
         rank = pieces[0][1]
-        row = base, room, crc32(memoryview(blob)[:room])
-        if alone:
-            self._page_rows[rank] = row
-        else:
-            self._item_rows[number] = row
+        ends = np.cumsum(lengths)
+        # Of a page for which there was no room, nothing counts.
+        room = int(ends[ends <= room].max(initial=0))
+        row = (self._page_rows, rank) if alone else (self._item_rows, number)
+        crc = crc32(memoryview(blob)[:room])
+        # Its size last: without it, the row is none.
+        row[0][row[1]] = base, 0, crc
+        row[0]["size"][row[1]] = room
         rows = self._table[rank : rank + len(data)]
         rows["size"] = np.where(empty, page_size, lengths)
         rows["flags"] = np.where(empty | (lengths == page_size), 0, self._flag)
         # Last: where there is an offset, all the rest is there too, whatever
         # becomes of this process.
-        ends = np.cumsum(lengths)
         offsets = np.where(empty, part.zero_page, base + ends - lengths)
         rows["offset"] = np.where(ends <= room, offsets, 0)
 
@@ -399,8 +401,9 @@ class KdumpWriter(Writer):
         pages = self.before[done] - self.before[first]
         if pages < _DESCRIPTORS and done < self.items:
             return
-        self._flushed = done
         self._write_descriptors(first, done)
+        # Not before: a signal may end it anywhere, and then it is done again.
+        self._flushed = done
         size = kdump.DESCRIPTOR.itemsize
         self._shared_table.give_back(
             self.before[first] * size, self.before[done] * size

@@ -325,7 +325,9 @@ def _vmcoreinfo_in(page: bytes) -> bytes | None:
         start = _NOTE_SIZE
     if not page.startswith(b"OSRELEASE=", start):
         return None
-    return page[start:].split(b"\0", 1)[0]
+    text = page[start:].split(b"\0", 1)[0]
+    # A copy that ends in the middle of a line is torn.
+    return text if text.endswith(b"\n") else None
 
 
 class _Extent(NamedTuple):

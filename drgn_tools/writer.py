@@ -41,6 +41,11 @@ _DESCRIPTORS = 8192
 # Fewer excluded pages than this do not end an ELF segment, as in makedumpfile:
 # they read as zeros.
 _ELF_GAP = 256
+# For more program headers than planned, where pages turn out to be missing: a hole
+# in the file.
+_ELF_SPARE = 1 << 16
+# Of a page of an ELF core: its data is in the file; it is zero, and a hole.
+_WRITTEN, _HOLE = 1, 2
 
 # What workers count: whether there is no more room, and then, per output, where
 # its end is.
@@ -343,8 +348,12 @@ class KdumpWriter(Writer):
             exists = np.packbits(mask, bitorder="little").tobytes()
             dumped = self.plan.dumpable[at : at + size].tobytes()
             for bits, offset in ((exists, header.bitmap_offset), (dumped, start)):
+                data = bits.ljust(size, b"\0")
                 if not part.output.sparse or any(bits):
-                    self._put_checked(part, bits.ljust(size, b"\0"), offset + at)
+                    self._put_checked(part, data, offset + at)
+                else:
+                    row = Row(offset + at, size, crc32(data))
+                    self._checksums[part.number][row.offset] = row
 
     def _write(
         self, number: int, pieces: list[tuple[Pfns, int]], alone: bool = False
@@ -411,14 +420,6 @@ class KdumpWriter(Writer):
 
     def rewrite(self, number: int) -> None:
         self._rewritten.append(number)
-        part = self._parts[self._part_of[number]]
-        rows = self._checksums[part.number]
-        start = part.descriptor_at(self.before[number])
-        end = part.descriptor_at(self.before[number + 1])
-        # What was said of descriptors that are now others.
-        for row in list(rows.values()):
-            if row.offset < end and start < row.offset + row.size:
-                del rows[row.offset]
         self._write_descriptors(number, number + 1)
 
     def has(self, number: int, index: int) -> bool:
@@ -434,12 +435,16 @@ class KdumpWriter(Writer):
             self._tallies[number] = np.count_nonzero(offsets), zeros
             data_end = int(np.max(np.where(offsets, offsets + rows["size"], 0)))
             self._data_ends[part_number] = max(self._data_ends[part_number], data_end)
+            # A row each, which rewrite() replaces.
+            at = self._parts[part_number].descriptor_at(self.before[number])
+            row = Row(at, rows.nbytes, crc32(rows.tobytes()))
+            self._checksums[part_number][at] = row
         for part in self._parts:
             start = max(self.before[first], part.first)
             stop = min(self.before[end], part.first + part.pages)
             if start < stop:
                 data = self._table[start:stop].tobytes()
-                self._put_checked(part, data, part.descriptor_at(start))
+                part.output.write(data, part.descriptor_at(start))
 
     def tally(self) -> Tally:
         return Tally(*self._tallies.sum(axis=0).tolist())
@@ -481,8 +486,9 @@ class KdumpWriter(Writer):
 
 class ElfWriter(Writer):
     """
-    Writes an ELF core. Excluded pages read as zeros: the format has no way to
-    say that they are missing.
+    Writes an ELF core. Excluded pages read as zeros where they are few between
+    others: a program header each would be too many. Where pages are missing for
+    another reason, there is no memory.
 
     :raises DumpError: if *vmcore* has no program headers to go by.
     """
@@ -504,17 +510,35 @@ class ElfWriter(Writer):
         self._starts = np.array([run.pfn for run in self._runs], np.int64)
         self._was_incomplete = vmcore.lost_bytes > 0
         size = vmcore.page_size
-        segments = [
-            segment
-            for load in vmcore.loads
-            for segment in _segments(load, self._runs, pages_before, size)
-        ]
-        self._header = elf.new_header(segments, vmcore.notes, size)
+        data = self._make_header(self._runs, pages_before, 0).data + _ELF_SPARE
+        self._header = self._make_header(self._runs, pages_before, data)
         self._shifts = self._header.data + size * (
             np.array(pages_before[:-1], np.int64) - self._starts
         )
         self._counters[_ENDS] = self._header.data + self._file_pages * size
-        self._tallies = SharedBytes(self.items * 16).array.view(np.int64).reshape(-1, 2)
+        # Which pages are in the file, set by whoever writes them.
+        self._there = SharedBytes(plan.pages).array
+
+    def _make_header(
+        self,
+        runs: list[Run],
+        pages_before: list[int],
+        least: int,
+        missing: Sequence[int] = (),
+    ) -> elf.Header:
+        size = self.vmcore.page_size
+        segments = []
+        for load in self.vmcore.loads:
+            for segment in _segments(load, runs, pages_before, size):
+                first = (segment.paddr + segment.filesz) // size
+                end = -(-(segment.paddr + segment.memsz) // size)
+                index = bisect.bisect_left(missing, first)
+                if index < len(missing) and missing[index] < end:
+                    # Readers take memory without data for zeros.
+                    segment = segment._replace(memsz=segment.filesz)
+                if segment.memsz:
+                    segments.append(segment)
+        return elf.new_header(segments, self.vmcore.notes, size, least)
 
     def start(self) -> None:
         if self._limit is not None and self._header.data > self._limit:
@@ -543,15 +567,14 @@ class ElfWriter(Writer):
     ) -> None:
         output = self._outputs[0]
         zeros = bytes(self.vmcore.page_size)
-        # Counted when all is done: whoever fails is followed by others.
-        tally = np.zeros(2, np.int64)
-        for pfns, _ in pieces:
+        for pfns, rank in pieces:
+            ranks = rank + np.arange(len(pfns))
             pages = list(self.vmcore.pages(pfns))
             if output.sparse:
-                keep = [index for index, page in enumerate(pages) if page != zeros]
-                tally += len(pages) - len(keep)
-                pages = [pages[index] for index in keep]
-                pfns = pfns[keep]
+                is_zero = np.fromiter((page == zeros for page in pages), np.bool_)
+                self._there[ranks[is_zero]] = _HOLE
+                pages = [page for page in pages if page != zeros]
+                pfns, ranks = pfns[~is_zero], ranks[~is_zero]
             offsets = self._offsets(pfns)
             for start, stop in self._in_one_place(pfns):
                 data, offset = b"".join(pages[start:stop]), int(offsets[start])
@@ -559,8 +582,8 @@ class ElfWriter(Writer):
                     self._counters[_FULL] = 1
                 if not self.full:
                     room = self._put(output, data, offset)
-                    tally[0] += room // self.vmcore.page_size
-        self._tallies[number] += tally
+                    written = ranks[start : start + room // self.vmcore.page_size]
+                    self._there[written] = _WRITTEN
 
     def _offsets(self, pfns: Pfns) -> Pfns:
         runs = np.searchsorted(self._starts, pfns, "right") - 1
@@ -580,27 +603,67 @@ class ElfWriter(Writer):
         pass
 
     def has(self, number: int, index: int) -> bool:
-        return False
+        return bool(self._there[self.before[number] + index])
 
     def tally(self) -> Tally:
-        return Tally(*self._tallies.sum(axis=0).tolist())
+        return Tally(
+            int(np.count_nonzero(self._there)),
+            int(np.count_nonzero(self._there == _HOLE)),
+        )
 
     def finish(self, incomplete: bool) -> int:
-        if incomplete or self._was_incomplete:
-            data = elf.pack_header(self._header, elf.DUMP_INCOMPLETE)
-            self._outputs[0].write(data, 0)
         size = self._header.data + self._file_pages * self.vmcore.page_size
         if self._limit is not None and self.full:
             size = min(size, self._limit)
+        if incomplete or self._was_incomplete:
+            header = self._header_of_what_is_there()
+            self._outputs[0].write(elf.pack_header(header, elf.DUMP_INCOMPLETE), 0)
         self._outputs[0].finish(size)
         return size
 
+    def _header_of_what_is_there(self) -> elf.Header:
+        """The header, but for memory of which pages are missing."""
+        missing = [np.empty(0, np.int64)]
+        for number in range(self.items):
+            there = self._there[self.before[number] : self.before[number + 1]]
+            if not there.all():
+                missing.append(np.array(self.pfns(number), np.int64)[there == 0])
+        pfns = np.concatenate(missing)
+        if not len(pfns):
+            return self._header
+        bitmap = self.plan.dumpable.copy()
+        bits = np.left_shift(1, pfns & 7).astype(np.uint8)
+        np.bitwise_and.at(bitmap, pfns >> 3, ~bits)
+        runs = _joined(bitmap_runs(bitmap, self.plan.max_mapnr), pfns)
+        while True:
+            starts = np.array([run.pfn for run in runs], np.int64)
+            before = (self._offsets(starts) - self._header.data) // (
+                self.vmcore.page_size
+            )
+            header = self._make_header(
+                runs, before.tolist(), self._header.data, pfns.tolist()
+            )
+            if header.data == self._header.data:
+                return header
+            # More holes than there is room to tell of: better nothing than zeros.
+            runs = runs[: len(runs) * 3 // 4]
+            end = runs[-1].end_pfn if runs else 0
+            kept = np.flatnonzero(np.unpackbits(self.plan.dumpable, bitorder="little"))
+            pfns = np.concatenate((pfns[pfns < end], kept[kept >= end]))
 
-def _joined(runs: list[Run]) -> list[Run]:
-    """Runs with the short gaps between them."""
+
+def _joined(runs: list[Run], missing: Pfns | None = None) -> list[Run]:
+    """Runs with the short gaps between them, but for those where pages are missing."""
+    before = np.zeros(len(runs), np.int64)
+    if missing is not None:
+        before = np.searchsorted(missing, [run.pfn for run in runs])
     joined: list[Run] = []
-    for run in runs:
-        if joined and run.pfn - joined[-1].end_pfn < _ELF_GAP:
+    for index, run in enumerate(runs):
+        if (
+            joined
+            and run.pfn - joined[-1].end_pfn < _ELF_GAP
+            and before[index] == before[index - 1]
+        ):
             joined[-1] = Run(joined[-1].pfn, run.end_pfn)
         else:
             joined.append(run)

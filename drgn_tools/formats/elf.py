@@ -136,16 +136,19 @@ class Header(NamedTuple):
     """Offset of the data."""
 
 
-def new_header(segments: Sequence[Segment], notes: bytes, align: int) -> Header:
+def new_header(
+    segments: Sequence[Segment], notes: bytes, align: int, least: int = 0
+) -> Header:
     """
     Program headers of a new core file.
 
     :param align: the data begins at a multiple of this.
+    :param least: and not before this, which is one.
     """
     count = 1 + len(segments)
     sections = _SHDR_SIZE if count >= _PN_XNUM else 0
     notes_at = _EHDR.size + sections + count * PHDR.itemsize
-    data = -(-(notes_at + len(notes)) // align) * align
+    data = max(least, -(-(notes_at + len(notes)) // align) * align)
     table = np.zeros(count, PHDR)
     table[0] = (PT_NOTE, 0, notes_at, 0, 0, len(notes), len(notes), 0)
     loads = table[1:]

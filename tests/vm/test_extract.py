@@ -148,6 +148,7 @@ def unexplained(
 def struct_page(vmcore: Vmcore, pfn: int) -> Any:
     layout, sections = find_struct_pages(vmcore)
     section = next(s for s in sections if s.pfn <= pfn < s.end_pfn)
+    assert section.vaddr is not None
     size = layout.dtype.itemsize
     raw = vmcore.kernel.read(section.vaddr + (pfn - section.pfn) * size, size)
     return np.frombuffer(raw, layout.dtype)[0]

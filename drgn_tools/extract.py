@@ -260,7 +260,7 @@ def _write(writer: Writer, jobs: int, inbox: Inbox | None, last: bool) -> _Done:
             writer.rewrite(number)
         tally = writer.tally()
         unwritten = max(0, writer.plan.pages - tally.written - len(lost))
-        size = writer.finish(bool(lost or unwritten or stopped))
+        size = writer.finish(bool(lost or unwritten))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return _Done(tally.zero, retried, lost, unwritten, stopped, size)

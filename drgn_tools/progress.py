@@ -33,7 +33,8 @@ class Progress:
         self._start = time.monotonic()
         self._next = self._start + _INTERVAL
         self._shown = False
-        self._terminal = not _silent and sys.stderr.isatty()
+        shown = not _silent and sys.stderr is not None
+        self._terminal = shown and sys.stderr.isatty()
 
     def update(self, done: int) -> None:
         """Show that *done* of the total is done, unless that was just shown."""

@@ -219,6 +219,8 @@ def _command(arguments: list[str]) -> int:
         check(given)
         if check_only:
             return 0
+        if given.to_stdout and sys.stdout is None:
+            raise DumpError("standard output is closed")
         if not talk.level & _PROGRESS:
             from drgn_tools.progress import silence
 
@@ -502,40 +504,44 @@ def _extract(
 
 
 def _vmcoreinfo(given: _Given, talk: _Talk) -> bytes | None:
-    """The text of -i where the dump has none. Tells what is used, to who debugs."""
+    """The text of -i if it is to be used. Tells what is used, to who debugs."""
     if "-i" not in given.options and not talk.level & _DEBUG:
         return None
+    vmcore, text = _open(given, talk)
+    vmcore.close()
+    return text
+
+
+def _open(given: _Given, talk: _Talk) -> tuple[Vmcore, bytes | None]:
+    """A dump that goes by the text of -i if it has no VMCOREINFO; and that text."""
+    from drgn_tools.formats.notes import iter_notes
     from drgn_tools.vmcore import open_vmcore
-
-    with open_vmcore(given.names[0]) as vmcore:
-        return _use_vmcoreinfo(vmcore, given, talk)
-
-
-def _use_vmcoreinfo(vmcore: Vmcore, given: _Given, talk: _Talk) -> bytes | None:
     from drgn_tools.vmcoreinfo import Vmcoreinfo, read_file
 
-    text = None
-    if "-i" in given.options:
-        path = given.options["-i"]
+    source, path, text = given.names[0], given.options.get("-i"), None
+    if path is None:
+        vmcore = open_vmcore(source)
+    else:
         text = read_file(path)
-        other = Vmcoreinfo(text)
-        if other.text("OSRELEASE") is None:
+        release = Vmcoreinfo(text).text("OSRELEASE")
+        if release is None:
             raise DumpError(f"{path} is no VMCOREINFO: it has no OSRELEASE")
-        own = vmcore.vmcoreinfo
-        if own is None:
-            vmcore.vmcoreinfo = other
-        release = vmcore.utsname()[2].decode(errors="replace")
-        if other.text("OSRELEASE") != release:
-            raise _WrongRelease(f"{path} and {vmcore.path} don't match.")
-        if own is not None:
+        vmcore = open_vmcore(source, text)
+        _, *own = (n for n in iter_notes(vmcore.notes) if n.name == b"VMCOREINFO")
+        known = Vmcoreinfo(own[0].desc).text("OSRELEASE") if own else None
+        if release != (known or vmcore.utsname()[2].decode(errors="replace")):
+            vmcore.close()
+            raise _WrongRelease(f"{path} and {source} don't match.")
+        if known is not None:
             # What the kernel itself says, makedumpfile trusts more as well.
-            text = None
+            vmcore.close()
+            vmcore, text = open_vmcore(source), None
     if vmcore.vmcoreinfo is not None:
         raw = vmcore.vmcoreinfo.raw.split(b"\0", 1)[0].decode("ascii", "replace")
         lines = [f"  {printable(line)}\n" for line in raw.splitlines()]
         # SUSE's kdump takes the kernel's release and the crash time from here.
         talk.say(_DEBUG, "".join(["VMCOREINFO   :\n", *lines]))
-    return text
+    return vmcore, text
 
 
 def _counts(summary: Summary) -> dict[str, int]:
@@ -623,33 +629,32 @@ def _mem_usage(given: _Given, talk: _Talk) -> None:
 def _dump_log(given: _Given, talk: _Talk) -> None:
     from drgn_tools.kernel_log import dump_log
     from drgn_tools.output import File, check_target
-    from drgn_tools.vmcore import open_vmcore
 
-    source = given.names[0]
-    with open_vmcore(source) as vmcore:
-        _use_vmcoreinfo(vmcore, given, talk)
+    faults: list[str] = []
+    vmcore, _ = _open(given, talk)
+    with vmcore:
         partial = "--partial-dmesg" in given.options
-        log = dump_log(vmcore, partial, warn=lambda text: talk.complain(text))
+        log = dump_log(vmcore, partial, warn=faults.append)
         pieces = _limited(_pieces(log), given)
         if given.to_stdout:
             for piece in pieces:
                 _write_stdout(piece)
         else:
-            target = given.names[1]
+            source, target = given.names
             check_target(target, "-f" in given.options, (source,))
-            file = File(target)
             size = 0
-            try:
-                for piece in pieces:
-                    file.write(piece, size)
-                    size += len(piece)
-                file.finish(size)
-            except OutputFull:
-                # The oldest lines are better than none.
-                file.finish(size)
-                raise
-            finally:
-                file.close()
+            with contextlib.closing(File(target)) as file:
+                try:
+                    for piece in pieces:
+                        file.write(piece, size)
+                        size += len(piece)
+                    file.finish(size)
+                except OutputFull:
+                    # The oldest lines are better than none.
+                    file.finish(size)
+                    raise
+    if faults:
+        raise DumpError(f"{given.target} is incomplete: {'; '.join(faults)}")
     talk.say(_COMMON, f"\nThe dmesg log is saved to {given.target}.")
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from drgn_tools import makedumpfile, progress
+from drgn_tools.formats import flattened
 from drgn_tools.pages import PageClass, excluded_classes
 from tests.command import Outcome, environment, makedumpfile_forked
 from tests.command_lines import CHECKED, CHECKED_DIFFERENTLY
@@ -25,6 +26,7 @@ from tests.synthetic import (
     KdumpFile,
     Load,
     Machine,
+    note,
     populate,
     prstatus,
     read_kdump,
@@ -344,6 +346,25 @@ def test_flattened_and_rearranged(
         assert outcome.stderr.count("\n") == 1
 
 
+def test_closed_streams(dump: Path, machine: Machine, tmp_path: Path) -> None:
+    """What is opened next gets their numbers, and must not be taken for them."""
+    line = 'exec "$0" -m drgn_tools.makedumpfile "$@"'
+    for closed, words, status in (
+        (">&-", ["-F"], 1),
+        (">&-", ["-F", "--dump-dmesg"], 1),
+        (">&-", [tmp_path / "out1"], 0),
+        ("<&- >&- 2>&-", ["-D", "-l", tmp_path / "out2"], 0),
+    ):
+        command = ["sh", "-c", f"{line} {closed}", sys.executable, *words, dump]
+        if not status:
+            command[-2:] = reversed(command[-2:])
+        run = subprocess.run(command, env=environment(), stderr=subprocess.PIPE)
+        assert run.returncode == status
+        assert (b"standard output is closed" in run.stderr) == bool(status)
+    for name in ("out1", "out2"):
+        check(tmp_path / name, machine, 0)
+
+
 def test_stopped(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*COMMAND, "-R", tmp_path / "out"],
@@ -352,7 +373,11 @@ def test_stopped(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         env=environment(),
     ) as run:
-        while not os.listdir(tmp_path):
+        assert run.stdin is not None
+        # The start of a stream, and of the dump in it.
+        run.stdin.write(flattened.HEADER + flattened.record(0, PAGE) + bytes(PAGE))
+        run.stdin.flush()
+        while not any(path.stat().st_size for path in tmp_path.iterdir()):
             assert run.poll() is None
         run.terminate()
         out, err = run.communicate()
@@ -630,6 +655,16 @@ def test_vmcoreinfo_file(machine: Machine, dump: Path, tmp_path: Path) -> None:
     broken = {"OSRELEASE": machine.keys["OSRELEASE"]}
     text.write_bytes(vmcoreinfo_text(broken))
     done(makedumpfile_forked("-f", "-i", text, "-d31", dump, out))
+    check(out, machine, 31)
+
+
+def test_vmcoreinfo_that_is_damaged(machine: Machine, tmp_path: Path) -> None:
+    """A file replaces what is there and says nothing."""
+    torn, text, out = (tmp_path / name for name in ("in", "text", "out"))
+    write_elf(torn, machine.loads(), note(b"VMCOREINFO", 0, b"PAGESIZE=4096\n"))
+    text.write_bytes(vmcoreinfo_text(machine.keys))
+    failed(makedumpfile_forked("-d31", torn, out))
+    done(makedumpfile_forked("-i", text, "-d31", torn, out))
     check(out, machine, 31)
 
 

@@ -451,10 +451,9 @@ def _create(given: _Given, talk: _Talk) -> None:
         raise Stopped(summary.stopped)
     _report(summary, talk)
     if "--dry-run" in options:
-        size = summary.output_size
-        talk.say(
-            _COMMON, f"\nNothing is written: {given.target} would have {size} bytes."
-        )
+        name = "the set" if "--split" in options else given.target
+        size = f"{summary.output_size} bytes"
+        talk.say(_COMMON, f"\nNothing is written: {name} would have {size}.")
     elif "--split" in options:
         *most, last = map(printable, targets)
         saved = f"{', '.join(most)}, and {last}"

@@ -499,6 +499,12 @@ def test_dry_run(dump: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
     done(makedumpfile_forked(*words))
     size = out.stat().st_size
+    flat = makedumpfile_forked("--dry-run", "-F", *words[:-1])
+    assert (flat.status, flat.stdout) == (0, "")
+    assert flat.stderr.startswith("\nNothing is written: STDOUT would have ")
+    set_of = makedumpfile_forked("--dry-run", "--split", dump, f"{out}1", f"{out}2")
+    assert "\nNothing is written: the set would have " in done(set_of)
+    assert os.listdir(tmp_path) == ["out"]
     assert said == f"\nNothing is written: {out} would have {size} bytes.\n{COMPLETED}"
 
 

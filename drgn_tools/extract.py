@@ -74,6 +74,22 @@ class Summary(NamedTuple):
         """Pages are missing that should be there: the output says so."""
         return bool(self.lost or self.unwritten or self.stopped)
 
+    @property
+    def why_incomplete(self) -> str:
+        """What is missing, for people."""
+        reasons = []
+        if self.stopped:
+            reasons.append(f"{self.unwritten} pages were not written in time")
+        elif self.unwritten:
+            reasons.append(f"no room for {self.unwritten} pages")
+        if self.lost:
+            pfn, why = next(iter(self.lost.items()))
+            reasons.append(
+                f"{len(self.lost)} pages could not be read, "
+                f"the first at {pfn * self.page_size:#x}: {why}"
+            )
+        return "; ".join(reasons)
+
 
 def extract(
     source: str,

@@ -15,14 +15,14 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from drgn_tools.codecs import Codec
 from drgn_tools.errors import DumpError, OutputFull, Stopped
-from drgn_tools.output import File, Nothing, Output, Stream, check_target
+from drgn_tools.output import Nothing, Output, Stream, check_target, files
 from drgn_tools.pages import PageClass, excluded_classes
 from drgn_tools.plan import Plan, make_plan
 from drgn_tools.progress import Progress
@@ -155,10 +155,13 @@ def extract(
             last = tried + 1 == len(excluded)
             try:
                 with contextlib.ExitStack() as stack:
-                    outputs = []
-                    for output in _open_outputs(targets, dry_run):
-                        stack.callback(output.close)
-                        outputs.append(output)
+                    outputs: Sequence[Output]
+                    if dry_run:
+                        outputs = [Nothing() for _ in targets or "1"]
+                    elif targets:
+                        outputs = stack.enter_context(files(*targets))
+                    else:
+                        outputs = [stack.enter_context(contextlib.closing(Stream(1)))]
                     writer: Writer = (
                         ElfWriter(vmcore, plan, outputs, limit)
                         if elf
@@ -195,15 +198,6 @@ def level_for(codec: Codec, plan: Plan) -> int:
     kernel = sum(int(plan.kept[page_class]) for page_class in _KERNEL_CLASSES)
     many = kernel >= _KERNEL_SHARE * plan.kept.sum()
     return codec.kernel_level if many else codec.default_level
-
-
-def _open_outputs(targets: Sequence[str], dry_run: bool) -> Iterator[Output]:
-    if dry_run:
-        yield from (Nothing() for _ in targets or "1")
-    elif targets:
-        yield from map(File, targets)
-    else:
-        yield Stream(1)
 
 
 class _Done(NamedTuple):

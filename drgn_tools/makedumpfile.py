@@ -395,11 +395,6 @@ def _check_create(given: _Given) -> None:
         raise _invalid("--dry-run cannot be used with --dump-dmesg.")
     if split and ("-F" in options or "--dump-dmesg" in options):
         raise _invalid()
-    if _threads(given):
-        if split:
-            raise _invalid("--num-threads cannot used with --split.")
-        if "-E" in options:
-            raise _invalid("--num-threads cannot used with ELF format.")
     if "--partial-dmesg" in options and "--dump-dmesg" not in options:
         raise _invalid()
     if split and count > 2:
@@ -627,7 +622,7 @@ def _mem_usage(given: _Given, talk: _Talk) -> None:
 
 def _dump_log(given: _Given, talk: _Talk) -> None:
     from drgn_tools.kernel_log import dump_log
-    from drgn_tools.output import File, check_target
+    from drgn_tools.output import check_target, files
 
     faults: list[str] = []
     vmcore, _ = _open(given, talk)
@@ -642,7 +637,7 @@ def _dump_log(given: _Given, talk: _Talk) -> None:
             source, target = given.names
             check_target(target, "-f" in given.options, (source,))
             size = 0
-            with contextlib.closing(File(target)) as file:
+            with files(target) as (file,):
                 try:
                     for piece in pieces:
                         file.write(piece, size)

@@ -80,8 +80,6 @@ CHECKED = {
     "-E -d 31 vmcore dumpfile": 0,
     "-c -E vmcore dumpfile": 1,
     "-E --num-threads 0 vmcore dumpfile": 0,
-    "-E --num-threads 2 vmcore dumpfile": 1,
-    "--split --num-threads 2 vmcore 1 2": 1,
     "--split --num-threads 0 vmcore 1 2": 0,
     "--split -E vmcore 1 2": 1,
     "-F --split vmcore 1 2": 1,
@@ -114,6 +112,9 @@ CHECKED_DIFFERENTLY = {
     "-R --dry-run dumpfile": (0, 1),
     "--reassemble dumpfile": (0, 1),
     "--dump-dmesg --split vmcore 1 2": (0, 1),
+    # All kinds of output are written by several at once.
+    "-E --num-threads 2 vmcore dumpfile": (1, 0),
+    "--split --num-threads 2 vmcore 1 2": (1, 0),
     # Standard output, when it is no terminal.
     "vmcore": (1, 0),
     "--dump-dmesg vmcore": (1, 0),

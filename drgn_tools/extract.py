@@ -27,7 +27,7 @@ from drgn_tools.pages import PageClass, excluded_classes
 from drgn_tools.plan import Plan, make_plan
 from drgn_tools.progress import Progress
 from drgn_tools.vmcore import open_vmcore
-from drgn_tools.workers import Inbox, run
+from drgn_tools.workers import Inbox, affordable, run
 from drgn_tools.writer import ElfWriter, KdumpWriter, Writer
 
 # With this share of such pages among those kept, a codec's kernel_level is
@@ -118,7 +118,7 @@ def extract(
         what one of them leaves, the next is tried.
     :param codec: None stores pages as they are.
     :param codec_level: None for the one that suits the pages that are kept.
-    :param jobs: how many processes work on it.
+    :param jobs: how many processes work on it, if there is memory for so many.
     :param force: replace existing files.
     :param partial: accept a cut-short input and keep what is there.
     :param elf: write an ELF core, not a kdump-compressed file.
@@ -131,6 +131,7 @@ def extract(
     :raises DumpError: if it cannot be done; then nothing is left behind.
     """
     started = time.monotonic()
+    jobs = affordable(jobs)
     with open_vmcore(source, vmcoreinfo) as vmcore:
         for target in targets:
             check_target(target, force, (source,))

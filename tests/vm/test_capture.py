@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import stat
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,10 +11,9 @@ from typing import NamedTuple
 import pytest
 from drgn.helpers.linux.pid import for_each_task
 
-from drgn_tools.codecs import CODECS
-from tests.synthetic import Machine, write_elf
+from contrib import bundle
 
-from . import bench, capture_python, dumps, kernels, qemu
+from . import bench, dumps, guest, kernels, qemu
 from .kernels import Kernel
 from .test_extract import assert_reads_back, bitmap, extract, program
 
@@ -63,39 +61,17 @@ class Capture(NamedTuple):
     log: str
 
 
-def test_python_works_by_itself(tmp_path: Path) -> None:
-    """Wherever its folder is, and with nothing else; every codec, and complaints."""
-    home, core, target = tmp_path / "home", tmp_path / "core", tmp_path / "dump"
-    for name, content in capture_python.files().items():
-        path = home / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        path.chmod(0o755)
-    machine = Machine()
-    write_elf(core, machine.loads(), machine.notes())
-
-    def drgn_tools(*arguments: object) -> tuple[int, str]:
-        done = subprocess.run(
-            [home / "drgn-tools", *map(str, arguments)],
-            env={},
-            capture_output=True,
-            text=True,
-        )
-        return done.returncode, done.stdout + done.stderr
-
-    for codec in CODECS:
-        options = ("--compress", codec, "--jobs", "2", "-f")
-        status, said = drgn_tools("extract", *options, core, target)
-        assert status == 0, said
-        assert_reads_back(core, target)
-    status, said = drgn_tools("info", target)
-    assert (status, "kdump-compressed" in said) == (0, True), said
-    assert drgn_tools("extract", core, target) == (
-        1,
-        f"drgn-tools: {target} exists (-f replaces it)\n",
+def initramfs(path: Path, kernel: Kernel) -> Path:
+    """Write the initramfs of a capture kernel that does what extract-init.sh says."""
+    return guest.initramfs(
+        path,
+        kernel,
+        init="extract-init.sh",
+        programs=("copy",),
+        load=("virtio_pci", "virtio_blk", "ext4"),
+        modules=("crc32c_generic",),
+        files={f"/python/{name}": data for name, data in bundle.files().items()},
     )
-    status, said = drgn_tools("extract", "--job", core, target)
-    assert (status, "--job" in said) == (2, True), said
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +87,7 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Capture:
         vmcore,
         memory_mib=MEMORY_MIB,
         crashkernel_mib=CRASHKERNEL_MIB,
-        capture=capture_python.initramfs(work / "initramfs", kernel),
+        capture=initramfs(work / "initramfs", kernel),
         cmdline=CMDLINE,
         disks=[
             qemu.Disk(disk, "dumps", keep=True, write_mib=DISK_MIB_PER_SECOND),

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the capture half loads, told by a process that has loaded all of it.
 
-capture_python.py runs this file as a program: loaded.py CORE TARGET, where CORE is a
-dump and TARGET what to write. It prints a line for each Python module that has a file:
-its name, "package" or "module", and the file; then a line for each file that code is
-mapped from.
+bundle.py runs this file as a program: loaded.py CORE TARGET, where CORE is a dump that
+`extract -d 1` takes and TARGET what to write. It prints a line for each Python module
+that has a file: its name, "package" or "module", and the file; then a line for each
+file that code is mapped from.
 """
 
 import ast
@@ -20,7 +20,6 @@ from importlib.machinery import PathFinder
 
 def _load() -> None:
     """Import what is needed, and also what is needed only now and then."""
-    importlib.import_module("runpy")  # Runs a folder.
     # The decode half is not for a capture kernel.
     sys.modules["drgn"] = None  # type: ignore[assignment]
     import drgn_tools
@@ -55,7 +54,7 @@ def _use(core: str, target: str) -> None:
     from drgn_tools.errors import DumpError
 
     # One job: what a worker imports would stay in the worker.
-    extract = ["extract", "--jobs", "1", core, target]
+    extract = ["extract", "-d", "1", "--jobs", "1", core, target]
     good = (extract, ["extract", "--help"], ["info", core])
     # The target is there by then.
     bad = (extract, [*extract, "--no-such-option"], [*extract, "-d", "32"])

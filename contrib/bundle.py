@@ -127,7 +127,8 @@ def is_executable(name: str) -> bool:
 
     The others must not, or dracut strips them, which breaks some.
     """
-    return name in PROGRAMS or name.startswith("lib/ld-")
+    scripts = (*PROGRAMS, "kdump-tools/makedumpfile", "save-vmcore")
+    return name in scripts or name.startswith("lib/ld-")
 
 
 def write(folder: Path, content: Mapping[str, bytes]) -> None:

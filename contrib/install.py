@@ -42,11 +42,6 @@ FILES = {
 # kdump-tools and SUSE's kdump run "makedumpfile", found with PATH.
 _MAKEDUMPFILE = "kdump-tools/makedumpfile"
 
-_COMMAND = """\
-#!/bin/sh
-exec /{home}/{name} "$@"
-"""
-
 
 def install(kind: str, root: Path) -> str:
     """
@@ -60,14 +55,11 @@ def install(kind: str, root: Path) -> str:
     content["sizes"] = report.encode()
     content["save-vmcore"] = (_HERE / "save-vmcore").read_bytes()
     if "drgn-makedumpfile" in content:
-        command = _COMMAND.format(home=HOME, name="drgn-makedumpfile")
-        content[_MAKEDUMPFILE] = command.encode()
+        content[_MAKEDUMPFILE] = _command("drgn-makedumpfile")
     elif kind == "kdump-tools":
         raise BundleError("kdump-tools needs drgn-makedumpfile, which is not there")
     commands = {
-        f"usr/bin/{name}": _COMMAND.format(home=HOME, name=name).encode()
-        for name in bundle.PROGRAMS
-        if name in content
+        f"usr/bin/{name}": _command(name) for name in bundle.PROGRAMS if name in content
     }
     for place, command in commands.items():
         path = root / place
@@ -83,6 +75,10 @@ def install(kind: str, root: Path) -> str:
         path.write_bytes(script)
         path.chmod(0o755)
     return report
+
+
+def _command(name: str) -> bytes:
+    return f'#!/bin/sh\nexec /{HOME}/{name} "$@"\n'.encode()
 
 
 def main(arguments: Sequence[str]) -> int:

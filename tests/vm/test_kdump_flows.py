@@ -24,6 +24,9 @@ DISK_MIB = 512
 CMDLINE = f"{dumps.CAPTURE_CMDLINE} root=LABEL=kdump ro"
 DRIVERS = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic")
 
+# The line that docs/kdump.md has people add to /etc/default/kdump-tools.
+KDUMP_TOOLS_LINE = "PATH=/usr/lib/drgn-tools/kdump-tools:/bin:/usr/bin:/sbin:/usr/sbin"
+
 # Runs beside the collector, and says how little memory is left.
 WATCH = """\
 (
@@ -157,16 +160,114 @@ def test_dracut(
     """/etc/kdump.conf names us, and the dump is where kdump would put it."""
     image, said = dracut(tmp_path, kernel, "drgn-tools extract -d 31")
     assert re.search(r"\d\d\.\d MB  drgn-tools, \d+ files", said)
-    root = tmp_path / "root"
+    flow = crash(tmp_path, kernel, image, empty(tmp_path), SAVED)
+    assert_saved(flow)
+    tell(flow, "dracut", record_property)
+
+
+SAVED = r"drgn-tools: sav[^\r\n]* exit status \d+"
+
+
+def empty(work: Path) -> Path:
+    """What must be on a root file system for an initramfs to take it as one."""
+    root = work / "root"
     for name in ("dev", "proc", "run", "sys", "var/crash"):
         (root / name).mkdir(parents=True)
-    flow = crash(
-        tmp_path, kernel, image, root, r"drgn-tools: sav[^\r\n]* exit status \d+"
-    )
+    return root
+
+
+def assert_saved(flow: Flow) -> None:
+    """There is a dump where kdump puts it, and it can be read."""
     (name,) = flow.files
     assert re.fullmatch(r"127\.0\.0\.1-\d{4}-\d\d-\d\d-\d\d:\d\d:\d\d/vmcore", name)
     assert f"drgn-tools: saved /var/crash/{name}, exit status 0" in flow.log
     dump = flow.files[name]
     assert stat.S_IMODE(dump.stat().st_mode) == 0o600
     assert_all_tasks(flow, dump)
-    tell(flow, "dracut", record_property)
+
+
+# What systemd's kdump-tools-dump.service runs, but for the restart behind it.
+KDUMP_TOOLS = """\
+#!/bin/sh
+export PATH=/usr/sbin:/usr/bin
+mount -o remount,rw /
+sh /watch.sh
+kdump-config savecore
+echo "bench: kdump-config status $?" > /dev/console
+mount -o remount,ro /
+poweroff -f
+"""
+
+
+def kdump_tools(work: Path, kernel: Kernel) -> Path:
+    """Return a Debian system with kdump-tools' own image in it."""
+    root = chroot.copy(work / "system")
+    # In place of what its scripts ask at installation.
+    shared = root / "usr/share/kdump-tools/kdump-tools.conf"
+    (root / "etc/default/kdump-tools").write_bytes(shared.read_bytes())
+    settings = root / "etc/initramfs-tools"
+    with (settings / "initramfs.conf").open("a") as file:
+        file.write("MODULES=list\n")
+    (settings / "modules").write_text("\n".join(DRIVERS) + "\n")
+    boot = root / "boot"
+    (boot / f"vmlinuz-{kernel.release}").write_bytes(b"")
+    (boot / f"config-{kernel.release}").write_bytes(kernel.config.read_bytes())
+    (root / "watch.sh").write_text(WATCH)
+    return root
+
+
+def kdump_tools_image(root: Path, kernel: Kernel) -> tuple[Path, str]:
+    """Have kdump-tools make its image; return it and what that says."""
+    said = chroot.run(
+        root,
+        ["/etc/kernel/postinst.d/kdump-tools", kernel.release],
+        modules=f"{kernel.modules}/lib/modules",
+    )
+    return root / f"var/lib/kdump/initrd.img-{kernel.release}", said
+
+
+def test_kdump_tools(
+    kernel: Kernel, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """kdump-config runs us from the root file system, in place of makedumpfile."""
+    root = kdump_tools(tmp_path, kernel)
+    install.install("kdump-tools", root)
+    with (root / "etc/default/kdump-tools").open("a") as file:
+        file.write(f"{KDUMP_TOOLS_LINE}\n")
+    image, _ = kdump_tools_image(root, kernel)
+    init = root / "capture"
+    init.write_text(KDUMP_TOOLS)
+    init.chmod(0o755)
+    flow = crash(
+        tmp_path,
+        kernel,
+        image,
+        root,
+        r"bench: kdump-config status \d+",
+        cmdline=f"{CMDLINE} init=/capture",
+    )
+    assert "bench: kdump-config status 0" in flow.log
+    names = {re.sub(r"\d{12}", "STAMP", name) for name in flow.files}
+    assert names == {"STAMP/dump.STAMP", "STAMP/dmesg.STAMP"}
+    (dump,) = (path for name, path in flow.files.items() if "/dump." in name)
+    assert_all_tasks(flow, dump)
+    (dmesg,) = (path for name, path in flow.files.items() if "/dmesg." in name)
+    assert "sysrq: Trigger a crash" in dmesg.read_text()
+    tell(flow, "kdump-tools", record_property)
+
+
+def test_initramfs_tools(
+    kernel: Kernel, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """The hook's image saves the dump before the system is started."""
+    root = kdump_tools(tmp_path, kernel)
+    install.install("initramfs-tools", root)
+    script = root / "etc/initramfs-tools/scripts/local-bottom/awatch"
+    script.write_text(f"#!/bin/sh\n[ $1 = prereqs ] && exit 0\n{WATCH}")
+    script.chmod(0o755)
+    (root / "etc/kdump.conf").write_text("final_action poweroff\n")
+    image, said = kdump_tools_image(root, kernel)
+    assert re.search(r"\d\d\.\d MB  drgn-tools, \d+ files", said)
+    flow = crash(tmp_path, kernel, image, empty(tmp_path), SAVED)
+    assert_saved(flow)
+    tell(flow, "initramfs-tools", record_property)

@@ -85,8 +85,8 @@ def steps(dump: str, codec: Codec, level: int, folder: Path) -> list[float]:
     target = folder / "out"
     summary = extract(
         dump,
-        str(target),
-        excluded=excluded,
+        [str(target)],
+        excluded=[excluded],
         codec=codec,
         codec_level=None,
         jobs=1,

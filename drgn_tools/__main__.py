@@ -14,11 +14,12 @@ from typing import NoReturn
 
 import click
 
-from drgn_tools.errors import DumpError
+from drgn_tools.errors import STOP_SIGNALS, DumpError, Stopped
 from drgn_tools.text import printable
 
 # Each command's module, imported when the command is used.
 _COMMANDS = {
+    "dmesg": "drgn_tools.capture_commands",
     "extract": "drgn_tools.capture_commands",
     "info": "drgn_tools.capture_commands",
 }
@@ -46,18 +47,11 @@ def commands() -> None:
     """What a dead kernel leaves behind, taken out fast and read in full."""
 
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class _Stopped(BaseException):
-    """One of the signals came. click makes something else of KeyboardInterrupt."""
-
-
 def _stop(signum: int, frame: FrameType | None) -> None:
-    for number in _STOP_SIGNALS:
+    for number in STOP_SIGNALS:
         # Tidying up is not to be stopped.
         signal.signal(number, signal.SIG_IGN)
-    raise _Stopped(signum)
+    raise Stopped(signum)
 
 
 def _complain(message: str) -> None:
@@ -83,7 +77,7 @@ def main() -> NoReturn:
 def _run() -> int:
     # numpy's linear algebra, which nothing here uses, starts a thread per CPU.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    for number in _STOP_SIGNALS:
+    for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # As under nohup.
             signal.signal(number, _stop)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -101,8 +95,8 @@ def _run() -> int:
     except (DumpError, click.ClickException) as error:
         _complain(f"drgn-tools: {error}")
         return 1
-    except _Stopped as stopped:
-        number = signal.Signals(stopped.args[0])
+    except Stopped as stopped:
+        number = signal.Signals(stopped.signum)
         _complain(f"drgn-tools: stopped by {number.name}")
         return 128 + number
     except BrokenPipeError:

@@ -26,15 +26,15 @@ Offline and poisoned pages are never read.
 
 @click.command(epilog=_EPILOG)
 @click.argument("vmcore")
-@click.argument("output")
+@click.argument("outputs", nargs=-1, metavar="[OUTPUT]")
 @click.option(
     "-d",
-    "dump_level",
-    type=click.IntRange(0, 31),
-    default=31,
+    "dump_levels",
+    default="31",
     show_default=True,
-    metavar="LEVEL",
-    help="Which pages to leave out, 0 (none) to 31 (all that can be).",
+    metavar="LEVEL,…",
+    help="Which pages to leave out, 0 (none) to 31 (all that can be). Where there "
+    "is no room, the next level is tried.",
 )
 @click.option("-c", "codecs", flag_value="zlib", help="Compress with zlib.")
 @click.option("-l", "codecs", flag_value="lzo", help="Compress with lzo.")
@@ -44,10 +44,21 @@ Offline and poisoned pages are never read.
     "--compress",
     "codec_name",
     metavar="NAME[:LEVEL]",
-    help="Codec and its level.  [default: zstd]",
+    help="Codec and its level, or none.  [default: zstd]",
 )
 @click.option("--exclude", metavar="CLASS,…", help="Leave out these classes too.")
 @click.option("--keep", metavar="CLASS,…", help="Keep these classes after all.")
+@click.option("-E", "elf", is_flag=True, help="Write an ELF core, for gdb.")
+@click.option("-F", "flatten", is_flag=True, help="Write a stream to standard output.")
+@click.option("--split", is_flag=True, help="Share the dump among several OUTPUTs.")
+@click.option(
+    "-L",
+    "limit",
+    type=click.IntRange(min=1),
+    metavar="BYTES",
+    help="No OUTPUT is to be larger.",
+)
+@click.option("-i", "vmcoreinfo", metavar="FILE", help="Text to go by as VMCOREINFO.")
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -57,56 +68,106 @@ Offline and poisoned pages are never read.
 @click.option(
     "--partial", is_flag=True, help="Take what is there of a cut-short VMCORE."
 )
+@click.option("--dry-run", is_flag=True, help="Write nothing, but say what would be.")
 @click.option("-f", "force", is_flag=True, help="Replace OUTPUT if it exists.")
 def extract(
     vmcore: str,
-    output: str,
-    dump_level: int,
+    outputs: tuple[str, ...],
+    dump_levels: str,
     codecs: str | None,
     codec_name: str | None,
     exclude: str | None,
     keep: str | None,
+    elf: bool,
+    flatten: bool,
+    split: bool,
+    limit: int | None,
+    vmcoreinfo: str | None,
     jobs: int | None,
     partial: bool,
+    dry_run: bool,
     force: bool,
 ) -> None:
     """Write the pages of VMCORE that matter to OUTPUT.
 
-    VMCORE is /proc/vmcore, an ELF core, or a kdump-compressed file to filter
-    further. OUTPUT is kdump-compressed, for crash and drgn.
+    VMCORE is /proc/vmcore, an ELF core, /proc/kcore of the running kernel, or a
+    kdump-compressed file to filter further. OUTPUT is kdump-compressed, for
+    crash and drgn. Without OUTPUT, a stream goes to standard output, which
+    drgn-makedumpfile -R turns into a dump.
     """
     # What it makes are arrays and pages: nothing that needs a search for cycles.
     gc.disable()
     from drgn_tools import codecs as known
-    from drgn_tools.errors import DumpError
+    from drgn_tools.errors import DumpError, Stopped
     from drgn_tools.extract import extract
-    from drgn_tools.pages import ALWAYS_EXCLUDED, excluded_classes
+    from drgn_tools.pages import ALWAYS_EXCLUDED, excluded_classes, parse_levels
+    from drgn_tools.text import printable
 
     if codecs and codec_name:
         raise click.UsageError(f"--compress {codec_name} and another codec")
+    if flatten and outputs:
+        raise click.UsageError("-F writes to standard output, not to OUTPUT")
+    if len(outputs) > 1 and not split:
+        raise click.UsageError("several OUTPUTs without --split")
+    if split and len(outputs) < 2:
+        raise click.UsageError("--split needs several OUTPUTs")
+    if not outputs and not dry_run and sys.stdout.isatty():
+        raise click.UsageError("no OUTPUT, and standard output is a terminal")
     try:
+        levels = parse_levels(dump_levels)
         codec, codec_level = known.parse(codec_name or codecs or "zstd")
     except DumpError as error:
         raise click.UsageError(str(error)) from None
-    excluded = excluded_classes(dump_level) | _classes(exclude, "--exclude")
-    excluded -= _classes(keep, "--keep") - ALWAYS_EXCLUDED
+    named = _classes(exclude, "--exclude")
+    kept = _classes(keep, "--keep") - ALWAYS_EXCLUDED
     summary = extract(
         vmcore,
-        output,
-        excluded=excluded,
+        outputs,
+        excluded=[(excluded_classes(level) | named) - kept for level in levels],
         codec=codec,
         codec_level=codec_level,
         jobs=jobs or len(os.sched_getaffinity(0)),
         force=force,
         partial=partial,
+        elf=elf,
+        limit=limit,
+        dry_run=dry_run,
+        vmcoreinfo=_content(vmcoreinfo) if vmcoreinfo else None,
     )
-    _print_summary(summary, output)
+    output = ", ".join(outputs) or "standard output"
+    _print_summary(summary, output, levels)
+    if summary.incomplete:
+        why = f"{output} is incomplete: {_what_is_missing(summary)}"
+        if not summary.stopped:
+            raise DumpError(why)
+        print(printable(why), file=sys.stderr)
+        raise Stopped(summary.stopped)
+
+
+def _content(path: str) -> bytes:
+    from drgn_tools.errors import DumpError
+
+    try:
+        with open(path, "rb") as file:
+            # More than a note may have, so that too much is noticed.
+            return file.read(2 << 20)
+    except OSError as error:
+        raise DumpError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _what_is_missing(summary: Summary) -> str:
+    reasons = []
+    if summary.stopped:
+        reasons.append(f"{summary.unwritten} pages were not written in time")
+    elif summary.unwritten:
+        reasons.append(f"no room for {summary.unwritten} pages")
     if summary.lost:
         pfn, why = next(iter(summary.lost.items()))
-        raise DumpError(
-            f"{output} is incomplete: {len(summary.lost)} pages could not be read, "
+        reasons.append(
+            f"{len(summary.lost)} pages could not be read, "
             f"the first at {pfn * summary.page_size:#x}: {why}"
         )
+    return "; ".join(reasons)
 
 
 def _classes(text: str | None, option: str) -> frozenset[PageClass]:
@@ -119,7 +180,7 @@ def _classes(text: str | None, option: str) -> frozenset[PageClass]:
     return frozenset(CLASSES_BY_LABEL[label] for label in labels)
 
 
-def _print_summary(summary: Summary, output: str) -> None:
+def _print_summary(summary: Summary, output: str, levels: list[int]) -> None:
     from drgn_tools.pages import PageClass
     from drgn_tools.text import binary_size, printable
 
@@ -127,6 +188,11 @@ def _print_summary(summary: Summary, output: str) -> None:
         print(printable(line), file=sys.stderr)
 
     plan = summary.plan
+    if summary.tried:
+        say(
+            f"warning: no room at -d {levels[summary.tried - 1]}: "
+            f"taken with -d {levels[summary.tried]}"
+        )
     for warning in plan.warnings:
         say(f"warning: {warning}")
     for pfn, why in summary.retried.items():
@@ -158,3 +224,27 @@ def info(dump: str) -> None:
 
     for label, value in describe(dump):
         print(f"{label + ':':<13}{printable(value)}")
+
+
+@click.command()
+@click.argument("dump")
+@click.option(
+    "--partial", is_flag=True, help="Only what came since the log was last cleared."
+)
+def dmesg(dump: str, partial: bool) -> None:
+    """Print the kernel log of DUMP, as makedumpfile --dump-dmesg has it."""
+    from drgn_tools.errors import DumpError
+    from drgn_tools.kernel_log import dump_log
+    from drgn_tools.vmcore import open_vmcore
+
+    if sys.stdout is None:
+        raise DumpError("cannot print: standard output is closed")
+    # Ready-made bytes: not for a text stream.
+    out = sys.stdout.buffer
+    faults: list[str] = []
+    with open_vmcore(dump) as vmcore:
+        for piece in dump_log(vmcore, partial, warn=faults.append):
+            out.write(piece)
+    out.flush()
+    if faults:
+        raise DumpError(f"{dump}: the log is incomplete: {'; '.join(faults)}")

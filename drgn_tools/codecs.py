@@ -131,16 +131,20 @@ CODECS = {codec.name: codec for codec in _ALL}
 BY_FLAG = {codec.flag: codec for codec in _ALL}
 
 
-def parse(text: str) -> tuple[Codec, int | None]:
+def parse(text: str) -> tuple[Codec | None, int | None]:
     """
     ``NAME[:LEVEL]`` as a codec and a level, None if it is not given.
 
+    :return: no codec for ``none``.
     :raises DumpError: for an unknown name or a level that the codec lacks.
     """
+    if text == "none":
+        return None, None
     name, separator, number = text.partition(":")
     codec = CODECS.get(name)
     if codec is None:
-        raise DumpError(f"unknown codec {name!r}: one of {', '.join(CODECS)}")
+        names = ", ".join([*CODECS, "none"])
+        raise DumpError(f"unknown codec {name!r}: one of {names}")
     if not separator:
         return codec, None
     try:

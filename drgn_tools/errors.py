@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What can go wrong with a dump, each as one line for a person to read."""
 
+import signal
+
+#: What ends the command.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class DumpError(Exception):
     """The input, the output or the options cannot be used; the message says why."""
@@ -15,4 +20,25 @@ class MissingMemory(DumpError):
 
 
 class OutputFull(DumpError):
-    """There is no room for the output."""
+    """
+    There is no room for the output.
+
+    :param written: bytes for which there was.
+    """
+
+    def __init__(self, message: str, written: int = 0) -> None:
+        super().__init__(message)
+        self.written = written
+
+
+class Stopped(BaseException):
+    """
+    The command is to stop: a signal came.
+
+    No :class:`Exception`, like :class:`KeyboardInterrupt`, of which click makes
+    something else.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum

@@ -20,7 +20,7 @@ def describe(path: str) -> list[tuple[str, str]]:
 
     :raises DumpError: if it is no dump.
     """
-    with open_vmcore(path) as vmcore:
+    with open_vmcore(path, part=True) as vmcore:
         return [
             ("dump", path),
             ("format", _format(vmcore)),
@@ -39,6 +39,10 @@ def _format(vmcore: Vmcore) -> str:
         notes.append(f"version {vmcore.header.version}")
     if vmcore.lost_bytes:
         notes.append(f"cut short by {binary_size(vmcore.lost_bytes)}")
+    if vmcore.part:
+        notes.append(
+            f"page frames {vmcore.part.pfn} to {vmcore.part.end_pfn} of a split dump"
+        )
     return ", ".join([vmcore.format, *notes])
 
 
@@ -93,8 +97,12 @@ def _panic(vmcore: Vmcore) -> str:
     info = vmcore.vmcoreinfo
     if info is None:
         return "unknown: no VMCOREINFO"
+    faults: list[str] = []
     try:
-        line = panic_line(list(log_records(info, vmcore.kernel)))
+        records = list(log_records(info, vmcore.kernel, warn=faults.append))
     except DumpError as error:
         return f"unknown: the log cannot be read ({error})"
+    line = panic_line(records)
+    if line is None and faults:
+        return f"none in what can be read of the log ({faults[0]})"
     return line or "none in the log"

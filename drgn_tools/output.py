@@ -3,20 +3,77 @@
 Where output goes
 -----------------
 
-A file that appears under its name only when it is whole and on the disk, or
-nowhere (a dry run). Both take data at any offset, from any process.
+A file that appears under its name only when it is whole and on the disk, a
+stream in the flattened format, or nowhere. Each takes data at any offset, and
+from any process that was forked after it was made.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
+import select
+import signal
+from typing import Protocol
 
-from drgn_tools.errors import DumpError, OutputFull
+from drgn_tools.errors import STOP_SIGNALS, DumpError, OutputFull
+from drgn_tools.formats import flattened
+from drgn_tools.workers import Counters, Inbox
 
 # What the kernel says when there is no more room.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# The largest record of a stream; a worker has this much for it at a time.
+_RECORD_SIZE = 4 << 20
+# What a stream and its users count: records handed over, records written, and
+# where the one that was handed over last belongs.
+_ASKED, _DONE, _OFFSET, _SIZE = range(4)
+# Milliseconds until a worker that waits looks whether anybody will come.
+_PATIENCE = 1000
+
+
+class Output(Protocol):
+    """Where output goes."""
+
+    sparse: bool
+    """What is not written reads as zeros, and costs nothing."""
+
+    @property
+    def inbox(self) -> Inbox | None:
+        """What the process that made it is to serve while others write."""
+
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        """
+        Put *data* at *offset*.
+
+        :raises OutputFull: if there is no room for it.
+        :raises DumpError: if it cannot be written for another reason.
+        """
+
+    def start_writeback(self, offset: int, size: int) -> None:
+        """
+        Let the disk start on a piece, so that less is left for the sync at the
+        end. Where memory is short, the kernel makes writers wait by itself.
+        """
+
+    def reserve(self, offset: int, size: int) -> None:
+        """
+        Make sure that a piece can be written later, however full the disk is then.
+
+        :raises OutputFull: if there is no room for it.
+        """
+
+    def finish(self, size: int) -> None:
+        """
+        All is written: bring it to where it belongs.
+
+        :param size: of the whole.
+        :raises DumpError: if that fails.
+        """
+
+    def close(self) -> None:
+        """Free what it holds; a file that has not been finished is gone."""
 
 
 class File:
@@ -27,6 +84,9 @@ class File:
     :raises DumpError: if it cannot be made.
     """
 
+    sparse = True
+    inbox = None
+
     def __init__(self, target: str) -> None:
         directory, name = os.path.split(target)
         if not name:
@@ -35,9 +95,7 @@ class File:
             )
         self.target = target
         self._directory = directory or "."
-        self._temporary = os.path.join(
-            directory, f".{name[:32]}.{os.urandom(8).hex()}"
-        )
+        self._temporary = os.path.join(directory, f".{name[:32]}.{os.urandom(8).hex()}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._fd = os.open(self._temporary, flags, 0o600)
@@ -45,34 +103,31 @@ class File:
             raise DumpError(f"cannot write {target}: {error.strerror}") from None
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
-        """
-        Put *data* at *offset*.
-
-        :raises OutputFull: if there is no room for it.
-        :raises DumpError: if it cannot be written for another reason.
-        """
         view = memoryview(data)
-        while len(view):
+        written = 0
+        while written < len(view):
             try:
-                written = os.pwrite(self._fd, view, offset)
+                written += os.pwrite(self._fd, view[written:], offset + written)
             except OSError as error:
-                raise self._failed(error) from None
-            view = view[written:]
-            offset += written
+                raise self._failed(error, written) from None
+
+    def read(self, size: int, offset: int) -> bytes:
+        """
+        What has been written at *offset*; zeros where nothing has been, and less
+        than *size* bytes at the end.
+
+        :raises DumpError: if it cannot be read.
+        """
+        try:
+            return os.pread(self._fd, size, offset)
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or "impossible offset"
+            raise DumpError(f"cannot read {self.target}: {why}") from None
 
     def start_writeback(self, offset: int, size: int) -> None:
-        """
-        Let the disk start on a piece, so that less is left for the sync at the
-        end. Where memory is short, the kernel makes writers wait by itself.
-        """
         os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_DONTNEED)
 
     def reserve(self, offset: int, size: int) -> None:
-        """
-        Make sure that a piece can be written later, however full the disk is then.
-
-        :raises OutputFull: if there is no room for it.
-        """
         try:
             os.posix_fallocate(self._fd, offset, size)
         except OSError as error:
@@ -81,12 +136,6 @@ class File:
             # Not every file system can: then it is as full as it is.
 
     def finish(self, size: int) -> None:
-        """
-        Give the file its size, bring it to the disk, then give it its name.
-
-        :raises DumpError: if that fails; the file is still there for
-            :meth:`discard`.
-        """
         try:
             os.ftruncate(self._fd, size)
             os.fsync(self._fd)
@@ -103,15 +152,140 @@ class File:
                 os.close(directory_fd)
 
     def close(self) -> None:
-        """Free what it holds; what has not been finished is gone."""
         if self._temporary:
             os.unlink(self._temporary)
             self._temporary = ""
         os.close(self._fd)
 
-    def _failed(self, error: OSError) -> DumpError:
-        kind = OutputFull if error.errno in _FULL else DumpError
-        return kind(f"cannot write {self.target}: {error.strerror}")
+    def _failed(self, error: OSError, written: int = 0) -> DumpError:
+        message = f"cannot write {self.target}: {error.strerror}"
+        if error.errno in _FULL:
+            return OutputFull(message, written)
+        return DumpError(message)
+
+
+class Stream:
+    """
+    A descriptor that gets the flattened format, for another machine or a tape.
+
+    Only the process that made it writes to the descriptor. Others put their
+    data where it finds it, so that one that is killed cannot leave half a
+    record in the stream.
+
+    :raises DumpError: if the descriptor cannot be written.
+    """
+
+    # Readers of the flattened format want all of it to be there.
+    sparse = False
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._owner = os.getpid()
+        self._counters = Counters(4)
+        self._memory = mmap.mmap(-1, _RECORD_SIZE)
+        # Each byte wakes up who waits: for something to write, for its being
+        # written.
+        self._asked = os.pipe()
+        self._done = os.pipe()
+        os.set_blocking(self._done[1], False)
+        self.inbox = Inbox(self._asked[0], self._serve)
+        self._put(flattened.HEADER)
+
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        view = memoryview(data)
+        put = self._put_record if os.getpid() == self._owner else self._hand_over
+        for start in range(0, len(view), _RECORD_SIZE):
+            put(view[start : start + _RECORD_SIZE], offset + start)
+
+    def start_writeback(self, offset: int, size: int) -> None:
+        pass
+
+    def reserve(self, offset: int, size: int) -> None:
+        pass
+
+    def finish(self, size: int) -> None:
+        self._write_waiting()
+        self._put(flattened.END)
+
+    def close(self) -> None:
+        self._counters.close()
+        for fd in (*self._asked, *self._done):
+            os.close(fd)
+
+    def _hand_over(self, data: memoryview, offset: int) -> None:
+        counters = self._counters
+        with counters.locked():
+            while counters[_DONE] < counters[_ASKED]:
+                self._wait()
+            self._memory[: len(data)] = data
+            counters[_OFFSET] = offset
+            counters[_SIZE] = len(data)
+            # From here on it will be written, whatever happens to this process.
+            counters[_ASKED] += 1
+            os.write(self._asked[1], b".")
+
+    def _wait(self) -> None:
+        # Whoever handed it over may have been killed before it said so.
+        os.write(self._asked[1], b".")
+        done = select.poll()
+        done.register(self._done[0], select.POLLIN)
+        while not done.poll(_PATIENCE):
+            if os.getppid() != self._owner:
+                raise DumpError("whoever writes the stream is gone")
+        os.read(self._done[0], 1)
+
+    def _serve(self) -> None:
+        os.read(self._asked[0], 4096)
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        counters = self._counters
+        if counters[_DONE] < counters[_ASKED]:
+            data = memoryview(self._memory)[: counters[_SIZE]]
+            self._put_record(data, counters[_OFFSET])
+            counters[_DONE] = counters[_ASKED]
+            # If it takes no more, there is enough in it to wake up everyone.
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._done[1], b".")
+
+    def _put_record(self, data: memoryview, offset: int) -> None:
+        if len(data):
+            self._put(flattened.record(offset, len(data)), data)
+
+    def _put(self, *parts: bytes | memoryview) -> None:
+        # What is not whole cannot be taken back: a signal has to wait.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            for part in parts:
+                view = memoryview(part)
+                while len(view):
+                    view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            raise DumpError(f"cannot write the output: {error.strerror}") from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+class Nothing:
+    """Takes everything and keeps nothing: what a dry run writes to."""
+
+    sparse = True
+    inbox = None
+
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        pass
+
+    def start_writeback(self, offset: int, size: int) -> None:
+        pass
+
+    def reserve(self, offset: int, size: int) -> None:
+        pass
+
+    def finish(self, size: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def check_target(target: str, force: bool, sources: tuple[str, ...] = ()) -> None:

@@ -90,6 +90,20 @@ def excluded_classes(dump_level: int) -> frozenset[PageClass]:
     return frozenset(classes)
 
 
+def parse_levels(text: str) -> list[int]:
+    """
+    ``-d`` levels, as given: one or several with commas between them.
+
+    :raises DumpError: if one of them is no level.
+    """
+    levels = []
+    for number in text.split(","):
+        if not (number.isascii() and number.isdigit() and int(number[:9]) <= 31):
+            raise DumpError(f"-d {text}: levels go from 0 to 31")
+        levels.append(int(number))
+    return levels
+
+
 def dump_level(excluded: frozenset[PageClass]) -> int:
     """The ``-d`` bits whose classes are all in *excluded*."""
     return sum(bit for bit, classes in DUMP_LEVEL_BITS.items() if classes <= excluded)
@@ -102,6 +116,8 @@ _PAGE_TYPES = {
     0xF6: PageClass.ZSMALLOC,
     0xF8: PageClass.LARGE_KMALLOC,
 }
+#: Classes that no other sign tells.
+TYPED_CLASSES = frozenset(_PAGE_TYPES.values())
 # What page_type of a free page is where types are in the top byte.
 _TYPED_BUDDY = 0xF0 << 24
 

@@ -12,7 +12,6 @@ another, so that all CPUs can work on them.
 from __future__ import annotations
 
 import bisect
-import mmap
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from drgn_tools.errors import DumpError
 from drgn_tools.pages import (
+    TYPED_CLASSES,
     PageClass,
     PageLayout,
     Section,
@@ -32,7 +32,7 @@ from drgn_tools.pages import (
 )
 from drgn_tools.progress import Progress
 from drgn_tools.vmcore import BITS_SET, Run, Vmcore
-from drgn_tools.workers import run
+from drgn_tools.workers import SharedBytes, run
 
 # Page frames classified at a time: a section of x86-64, 2 MiB of struct pages.
 _CELL_PFNS = 1 << 15
@@ -40,8 +40,6 @@ _CELL_PFNS = 1 << 15
 UNIT_PFNS = 1024
 # Cells that are worth another process.
 _CELLS_PER_WORKER = 8
-# mmap.MAP_NORESERVE is new in Python 3.11.
-_MAP_NORESERVE = 0x4000
 # Levels that need to know nothing about a page but its bytes.
 _UNFILTERED = excluded_classes(1)
 # No compound page that classify() believes in has a higher order.
@@ -226,12 +224,18 @@ def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass], jobs: int = 1) -> 
         if not excluded <= _UNFILTERED:
             raise DumpError(f"{error}; only -d 0 and -d 1 are possible") from None
         warnings.append(f"{error}; pages are kept whatever their class")
+    if struct_pages is None or not struct_pages.layout.typed:
+        for page_class in sorted(excluded & TYPED_CLASSES):
+            warnings.append(
+                f"{page_class.label} is not left out: this kernel's pages do not "
+                "tell it from kernel"
+            )
     leave_out = np.zeros(len(PageClass), np.bool_)
     leave_out[list(excluded)] = True
     cells = _cells(vmcore.data_runs, max_mapnr)
     # Whole cells, so that no two of them share a byte.
-    dumpable = _shared_bytes(-(-max_mapnr // _CELL_PFNS) * _CELL_PFNS // 8)
-    tallies = _shared_bytes(len(cells) * _TALLY.itemsize).view(_TALLY)
+    dumpable = SharedBytes(-(-max_mapnr // _CELL_PFNS) * _CELL_PFNS // 8).array
+    tallies = SharedBytes(len(cells) * _TALLY.itemsize).array.view(_TALLY)
 
     def fill(number: int, found: StructPages | None, unreadable: bool) -> None:
         start = int(cells[number]) * _CELL_PFNS
@@ -255,15 +259,18 @@ def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass], jobs: int = 1) -> 
         tallies[number] = tally
 
     with Progress("classifying pages", len(cells)) as progress:
-        workers = min(jobs, len(cells) // _CELLS_PER_WORKER)
         failed = run(
             len(cells),
             lambda number: fill(number, struct_pages, False),
-            workers if workers > 1 else 0,
+            max(1, min(jobs, len(cells) // _CELLS_PER_WORKER)),
             progress.update,
         )
-    for number in failed:
-        fill(number, None, True)
+    # Whoever was killed may have been killed for something else.
+    again = list(failed)
+    for index in run(
+        len(again), lambda n: fill(again[n], struct_pages, False), 1, lambda _: None
+    ):
+        fill(again[index], None, True)
     if unreadable := int(tallies["unreadable"].sum()):
         warnings.append(
             f"struct pages of {unreadable} page frames cannot be read: all kept"
@@ -292,18 +299,3 @@ def _cells(runs: list[Run], max_mapnr: int) -> npt.NDArray[np.int64]:
     numbers = np.concatenate(cells) if cells else np.empty(0, np.int64)
     # Runs are in order. np.unique() would import numpy.ma, 6 ms.
     return numbers[np.diff(numbers, prepend=-1) > 0]
-
-
-def _shared_bytes(size: int) -> npt.NDArray[np.uint8]:
-    """
-    Zeros that processes forked later share, and that cost memory only where
-    something is written: physical memory may lie at very high addresses.
-    """
-    flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    try:
-        memory = mmap.mmap(-1, max(1, size), flags=flags)
-    except (OSError, OverflowError, MemoryError):
-        raise DumpError(
-            f"no room for a bitmap of {size >> 20} MiB: so much memory the dump claims"
-        ) from None
-    return np.frombuffer(memory, np.uint8, size)

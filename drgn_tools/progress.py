@@ -6,6 +6,8 @@ from __future__ import annotations
 import sys
 import time
 
+from drgn_tools.text import binary_size
+
 _INTERVAL = 0.2
 
 
@@ -14,12 +16,13 @@ class Progress:
     A line that is written over while work goes on.
 
     :param what: what is being done.
-    :param total: how much there is to do, in any unit.
+    :param total: how much there is to do, in any unit; None if nobody knows, and
+        then what is done is in bytes.
     """
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int | None) -> None:
         self._what = what
-        self._total = max(1, total)
+        self._total = total
         self._start = time.monotonic()
         self._next = self._start + _INTERVAL
         self._shown = False
@@ -32,10 +35,14 @@ class Progress:
             return
         self._next = now + _INTERVAL
         self._shown = True
-        part = min(1.0, done / self._total)
-        left = (now - self._start) * (1 - part) / part if part else 0
+        if self._total is None:
+            text = binary_size(done)
+        else:
+            part = min(1.0, done / max(1, self._total))
+            left = (now - self._start) * (1 - part) / part if part else 0
+            text = f"{part:4.0%}, {left:.0f} s left"
         print(
-            f"\r{self._what}: {part:4.0%}, {left:.0f} s left\x1b[K",
+            f"\r{self._what}: {text}\x1b[K",
             end="",
             file=sys.stderr,
             flush=True,

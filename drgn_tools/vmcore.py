@@ -26,8 +26,9 @@ import numpy.typing as npt
 
 from drgn_tools import codecs
 from drgn_tools.errors import DumpError, MissingMemory
-from drgn_tools.formats import elf, kdump
-from drgn_tools.formats.notes import NT_PRSTATUS, iter_notes, pack_note
+from drgn_tools.formats import elf, flattened, kdump
+from drgn_tools.formats.notes import NT_LIVE, NT_PRSTATUS, iter_notes, pack_note
+from drgn_tools.progress import Progress
 from drgn_tools.text import binary_size
 from drgn_tools.translate import Translator
 from drgn_tools.vmcoreinfo import Vmcoreinfo
@@ -45,8 +46,19 @@ _MAX_VMCOREINFO = 1 << 20
 # struct new_utsname: six fields.
 _UTS_FIELD = 65
 _UTS_FIELDS = 6
+# What a dump of a running kernel says of itself.
+_LIVE_NOTE = (
+    b"Taken from a running kernel through /proc/kcore: memory changed meanwhile, so "
+    b"that no two pages need to be of one moment."
+)
 # Pages read at once: they stay in the processor's cache until they are used.
 _READ_PAGES = 32
+# And where nobody uses them twice.
+_SEARCH_PAGES = 1024
+# What the kernel puts before its own copy of VMCOREINFO: namesz, (descsz,) type, name.
+_NOTE_NAMESZ = (11).to_bytes(4, "little")
+_NOTE_REST = bytes(4) + b"VMCOREINFO\0\0"
+_NOTE_SIZE = 8 + len(_NOTE_REST)
 # Decompressed pages that a kdump-compressed input keeps: the page tables and
 # the descriptions of one section.
 _CACHED_PAGES = 1024
@@ -77,6 +89,14 @@ def merge_runs(runs: list[Run]) -> list[Run]:
     return merged
 
 
+def clip_runs(runs: list[Run], clip: Run) -> list[Run]:
+    """What of *runs* is in *clip*."""
+    clipped = [
+        Run(max(run.pfn, clip.pfn), min(run.end_pfn, clip.end_pfn)) for run in runs
+    ]
+    return [run for run in clipped if run.pfn < run.end_pfn]
+
+
 class Vmcore(abc.ABC):
     """
     The physical memory of a dump. Made by :func:`open_vmcore`.
@@ -99,17 +119,26 @@ class Vmcore(abc.ABC):
     """Page frames that the machine had, as far as the dump tells."""
     data_runs: list[Run]
     """Page frames that may have data."""
+    loads: tuple[elf.Load, ...] = ()
+    """PT_LOADs of an ELF core, as they are there."""
+    live: bool = False
+    """It is the running kernel, whose memory changes."""
     lost_bytes: int = 0
     """How much of the data the file should hold and does not."""
     header: kdump.Header | None = None
     """Of a kdump-compressed file."""
     dumped_pages: int = 0
     """Pages with a descriptor in a kdump-compressed file."""
+    part: Run | None = None
+    """Page frames that one part of a split dump is of."""
 
-    def __init__(self, path: str, fd: int, size: int) -> None:
+    def __init__(
+        self, path: str, fd: int, size: int, flat: flattened.Index | None
+    ) -> None:
         self.path = path
         self.size = size
         self._fd = fd
+        self._flat = flat
 
     def close(self) -> None:
         os.close(self._fd)
@@ -170,27 +199,77 @@ class Vmcore(abc.ABC):
         if info is None or info.text("SYMBOL(init_uts_ns)") is None:
             return self.header.utsname if self.header else unknown
         try:
-            # OFFSET(uts_namespace.name) since 5.11 (9a56493f6942); before, a
-            # 4-byte kref was in front of it.
-            offset = info.offset("uts_namespace.name")
-            raw = self.kernel.read(
-                (info.symbol("init_uts_ns") or 0) + (4 if offset is None else offset),
-                _UTS_FIELD * _UTS_FIELDS,
-            )
+            return _read_utsname(info, self.kernel)
         except DumpError:
             release = info.text("OSRELEASE") or ""
             return (b"Linux", b"", release.encode(), b"", b"x86_64", b"")
-        return tuple(
-            raw[i : i + _UTS_FIELD].split(b"\0", 1)[0]
-            for i in range(0, len(raw), _UTS_FIELD)
-        )
+
+    def use_vmcoreinfo(self, text: bytes | None) -> None:
+        """
+        Go by another VMCOREINFO, which becomes the first of the notes.
+
+        :param text: None looks for one in memory: the kernel keeps a copy in a
+            page of its own. If there is none, all is as before.
+        """
+        text = text or self._find_vmcoreinfo()
+        if text is not None:
+            nr_cpus, self.nr_cpus = self.nr_cpus, 0
+            self.vmcoreinfo = None
+            self._set_notes(pack_note(b"VMCOREINFO", 0, text) + self.notes)
+            self.nr_cpus = self.nr_cpus or nr_cpus
+
+    def _find_vmcoreinfo(self) -> bytes | None:
+        runs = self.data_runs
+        with Progress(
+            "looking for VMCOREINFO", sum(run.end_pfn - run.pfn for run in runs)
+        ) as progress:
+            done = 0
+            for run in runs:
+                for pfn in range(run.pfn, run.end_pfn, _SEARCH_PAGES):
+                    end_pfn = min(run.end_pfn, pfn + _SEARCH_PAGES)
+                    for page in self._readable_pages(pfn, end_pfn):
+                        text = _vmcoreinfo_in(page)
+                        if text is not None and self._is_of(Vmcoreinfo(text)):
+                            return text
+                    done += end_pfn - pfn
+                    progress.update(done)
+        return None
+
+    def _readable_pages(self, pfn: int, end_pfn: int) -> Iterator[bytes]:
+        pfns = pfn + np.flatnonzero(self.present(pfn, end_pfn))
+        try:
+            yield from list(self.pages(pfns))
+        except MissingMemory:
+            for at in range(len(pfns)):
+                with contextlib.suppress(MissingMemory):
+                    yield from self.pages(pfns[at : at + 1])
+
+    def _is_of(self, info: Vmcoreinfo) -> bool:
+        """Whether it is this kernel's: its page tables lead to its name."""
+        release = info.text("OSRELEASE")
+        try:
+            found = _read_utsname(info, Translator(info, self.read))
+        except DumpError:
+            return False
+        return bool(release) and found[2] == str(release).encode()
+
+    def file_data(self, size: int, offset: int) -> bytes:
+        """
+        What the dump's file has at *offset*: less than *size* bytes only at its end.
+
+        :raises DumpError: if it cannot be read.
+        """
+        return self._pread(size, offset)
 
     def _pread(self, size: int, offset: int) -> bytes:
         """What the file has at *offset*: less than *size* bytes only at its end."""
         parts = []
         while size > 0:
             try:
-                part = os.pread(self._fd, size, offset)
+                if self._flat is not None:
+                    part = self._flat.pread(size, offset)
+                else:
+                    part = os.pread(self._fd, size, offset)
             except (OSError, OverflowError) as error:
                 why = getattr(error, "strerror", None) or "impossible offset"
                 raise DumpError(f"cannot read at offset {offset:#x}: {why}") from None
@@ -215,12 +294,53 @@ class Vmcore(abc.ABC):
                 self.vmcoreinfo_place = (note.offset, len(note.desc))
 
 
+def _read_utsname(info: Vmcoreinfo, kernel: Translator) -> tuple[bytes, ...]:
+    # OFFSET(uts_namespace.name) since 5.11 (9a56493f6942); before, a 4-byte kref
+    # was in front of it.
+    offset = info.offset("uts_namespace.name")
+    raw = kernel.read(
+        (info.symbol("init_uts_ns") or 0) + (4 if offset is None else offset),
+        _UTS_FIELD * _UTS_FIELDS,
+    )
+    return tuple(
+        raw[i : i + _UTS_FIELD].split(b"\0", 1)[0]
+        for i in range(0, len(raw), _UTS_FIELD)
+    )
+
+
+def _vmcoreinfo_in(page: bytes) -> bytes | None:
+    """The text of VMCOREINFO, if it is what a page begins with."""
+    start = 0
+    if page[:4] == _NOTE_NAMESZ and page[8:_NOTE_SIZE] == _NOTE_REST:
+        start = _NOTE_SIZE
+    if not page.startswith(b"OSRELEASE=", start):
+        return None
+    return page[start:].split(b"\0", 1)[0]
+
+
 class _Extent(NamedTuple):
     """Physical memory and where it is in the file."""
 
     paddr: int
     end: int
     offset: int
+
+
+def _without(extent: _Extent, start: int, end: int) -> Iterator[_Extent]:
+    # What of an extent is not in [start, end).
+    paddr, stop, offset = extent
+    for first, last in ((paddr, min(stop, start)), (max(paddr, end), stop)):
+        if first < last:
+            yield _Extent(first, last, offset + first - paddr)
+
+
+def _crash_kernel() -> Iterator[tuple[int, int]]:
+    with contextlib.suppress(OSError), open("/proc/iomem") as file:
+        for line in file:
+            place, _, what = line.partition(" : ")
+            if what.strip() == "Crash kernel":
+                first, _, last = place.strip().partition("-")
+                yield int(first, 16), int(last, 16) + 1
 
 
 def _pages_of(paddr: int, end: int) -> Run:
@@ -233,32 +353,43 @@ class _ElfVmcore(Vmcore):
 
     format = "ELF core"
 
-    def __init__(self, path: str, fd: int, size: int) -> None:
-        super().__init__(path, fd, size)
+    def __init__(
+        self, path: str, fd: int, size: int, flat: flattened.Index | None
+    ) -> None:
+        super().__init__(path, fd, size, flat)
         notes = b""
         loads = []
+        places = []
         segments = elf.read_segments(self._pread)
-        for kind, _, offset, _, paddr, filesz, memsz, _ in segments.tolist():
+        for kind, _, offset, vaddr, paddr, filesz, memsz, _ in segments.tolist():
             # /proc/kcore gives -1 for what is not in the direct map.
             if kind == elf.PT_LOAD and memsz and paddr + memsz <= _MAX_PADDR:
-                loads.append((paddr, memsz, offset, min(filesz, memsz)))
+                loads.append(elf.Load(paddr, memsz, vaddr))
+                places.append((offset, min(filesz, memsz)))
             elif kind == elf.PT_NOTE:
                 if filesz > _MAX_NOTES:
                     raise DumpError("its notes are too large: damaged")
                 part = self._pread(filesz, offset)
                 self.lost_bytes += filesz - len(part)
                 notes += part
+        with contextlib.suppress(OSError):
+            self.live = os.path.samestat(os.fstat(fd), os.stat("/proc/kcore"))
+        if self.live:
+            self.format = "live kernel"
+            # At the end: nobody's offsets change.
+            notes += pack_note(b"DRGN_TOOLS", NT_LIVE, _LIVE_NOTE)
         self._set_notes(notes)
+        self.loads = tuple(loads)
         # x86-64 has no other page size.
         self.page_size = _PAGE_SIZE
-        self._mappable = True
+        self._mappable = not self.live and flat is None
         self._in_proc = False
         with contextlib.suppress(OSError):
             self._in_proc = os.fstat(fd).st_dev == os.stat("/proc").st_dev
 
         ram = []
         extents = []
-        for paddr, memsz, offset, filesz in loads:
+        for (paddr, memsz, _), (offset, filesz) in zip(loads, places):
             ram.append(_pages_of(paddr, paddr + memsz))
             in_file = max(0, min(filesz, size - offset))
             if in_file < filesz:
@@ -275,6 +406,10 @@ class _ElfVmcore(Vmcore):
         if claimed // 8 > max(size, _MIN_BITMAP):
             memory = binary_size(claimed * _PAGE_SIZE)
             raise DumpError(f"damaged: {memory} of memory in a file of {size} bytes")
+        if self.live:
+            # What is set aside for the kernel after this one is not its own.
+            for hole in _crash_kernel():
+                extents = [part for e in extents for part in _without(e, *hole)]
         # The kernel image is in two segments: take every byte once.
         self._extents: list[_Extent] = []
         taken = 0
@@ -306,35 +441,35 @@ class _ElfVmcore(Vmcore):
                 continue
             stop = int(np.searchsorted(pfns, self._whole[index].end_pfn))
             extent = self._extents[index]
-            some = self._mapped_pages if self._in_proc else self._read_pages
-            yield from some(pfns[done:stop], extent.offset - extent.paddr)
+            yield from self._whole_pages(pfns[done:stop], extent.offset - extent.paddr)
             done = stop
 
-    def _mapped_pages(self, pfns: Pfns, shift: int) -> Iterator[bytes]:
+    def _whole_pages(self, pfns: Pfns, shift: int) -> Iterator[bytes]:
         """
-        Pages out of one mapping: to read /proc/vmcore, the kernel maps and
-        unmaps each page, which takes several times as long.
+        Pages of one extent, each whole.
 
         :param shift: from physical addresses to offsets in the file.
         """
         size = self.page_size
         first, last = int(pfns[0]), int(pfns[-1])
-        window = self._map(first * size + shift, (last + 1 - first) * size)
-        # As one opaque value each, numpy makes bytes objects of pages: cheaper
-        # than a slice and a copy, and nothing else is touched.
-        yield from map(window.view(f"V{size}").item, (pfns - first).tolist())
-
-    def _read_pages(self, pfns: Pfns, shift: int) -> Iterator[bytes]:
-        """
-        Pages read run by run: of a file in the page cache, that takes a third
-        less than the page faults of a mapping do.
-        """
-        size = self.page_size
+        # To read /proc/vmcore, the kernel maps and unmaps each page, which takes
+        # several times as long as one mapping of all.
+        window = None
+        if self._in_proc:
+            window = self._map(first * size + shift, (last + 1 - first) * size)
+        if window is not None:
+            # As one opaque value each, numpy makes bytes objects of pages:
+            # cheaper than a slice and a copy, and nothing else is touched.
+            yield from map(window.view(f"V{size}").item, (pfns - first).tolist())
+            return
+        # Run by run: of a file in the page cache, that takes a third less than
+        # the page faults of a mapping do.
         starts = [0, *(np.flatnonzero(np.diff(pfns) != 1) + 1).tolist()]
         for start, stop in zip(starts, [*starts[1:], len(pfns)]):
             for at in range(start, stop, _READ_PAGES):
                 length = min(stop - at, _READ_PAGES) * size
-                data = self._read_exactly(length, int(pfns[at]) * size + shift)
+                paddr = int(pfns[at]) * size
+                data = self._read_memory(paddr, length, paddr + shift)
                 for page in range(0, length, size):
                     yield data[page : page + size]
 
@@ -342,7 +477,9 @@ class _ElfVmcore(Vmcore):
         index = bisect.bisect_right(self._starts, paddr) - 1
         if index >= 0 and paddr + size <= self._extents[index].end:
             extent = self._extents[index]
-            return self._map(extent.offset + paddr - extent.paddr, size)
+            window = self._map(extent.offset + paddr - extent.paddr, size)
+            if window is not None:
+                return window
         return super().view(paddr, size)
 
     def read(self, paddr: int, size: int) -> bytes:
@@ -354,10 +491,8 @@ class _ElfVmcore(Vmcore):
             if index >= 0 and paddr < self._extents[index].end:
                 extent = self._extents[index]
                 length = min(end, extent.end) - paddr
-                part = self._pread(length, extent.offset + paddr - extent.paddr)
-                if len(part) < length:
-                    raise MissingMemory(paddr + len(part), "beyond the end of the file")
-                parts.append(part)
+                offset = extent.offset + paddr - extent.paddr
+                parts.append(self._read_memory(paddr, length, offset))
             else:
                 # Bytes beside memory, in a page that is partly memory, are
                 # zero: as every reader of ELF cores has it.
@@ -373,29 +508,33 @@ class _ElfVmcore(Vmcore):
             paddr += length
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _map(self, offset: int, size: int) -> Bytes:
-        """A piece of the file, mapped if it can be, else read."""
-        if self._mappable:
-            start = offset & -mmap.ALLOCATIONGRANULARITY
-            try:
-                window = mmap.mmap(
-                    self._fd,
-                    offset + size - start,
-                    flags=mmap.MAP_PRIVATE,
-                    prot=mmap.PROT_READ,
-                    offset=start,
-                )
-            except (OSError, ValueError):
-                # /proc/vmcore before 3.10, FUSE files and the like.
-                self._mappable = False
-            else:
-                return np.frombuffer(window, np.uint8, size, offset - start)
-        return np.frombuffer(self._read_exactly(size, offset), np.uint8)
+    def _map(self, offset: int, size: int) -> Bytes | None:
+        """A piece of the file, mapped, if it can be."""
+        if not self._mappable:
+            return None
+        start = offset & -mmap.ALLOCATIONGRANULARITY
+        try:
+            window = mmap.mmap(
+                self._fd,
+                offset + size - start,
+                flags=mmap.MAP_PRIVATE,
+                prot=mmap.PROT_READ,
+                offset=start,
+            )
+        except (OSError, ValueError):
+            # /proc/vmcore before 3.10, FUSE files and the like.
+            self._mappable = False
+            return None
+        return np.frombuffer(window, np.uint8, size, offset - start)
 
-    def _read_exactly(self, size: int, offset: int) -> bytes:
-        data = self._pread(size, offset)
+    def _read_memory(self, paddr: int, size: int, offset: int) -> bytes:
+        try:
+            data = self._pread(size, offset)
+        except DumpError as error:
+            # Bad memory, a bad disk: of one page, nothing said of others.
+            raise MissingMemory(paddr, f"unreadable: {error}") from None
         if len(data) < size:
-            raise DumpError(f"{self.path} ends early: it changed while it was read")
+            raise MissingMemory(paddr + len(data), "beyond the end of the file")
         return data
 
 
@@ -404,8 +543,10 @@ class _KdumpVmcore(Vmcore):
 
     format = "kdump-compressed"
 
-    def __init__(self, path: str, fd: int, size: int) -> None:
-        super().__init__(path, fd, size)
+    def __init__(
+        self, path: str, fd: int, size: int, flat: flattened.Index | None
+    ) -> None:
+        super().__init__(path, fd, size, flat)
         block0 = self._pread(4096, 0)
         block = kdump.block_size(block0)
         header = kdump.unpack_headers(block0, self._pread(4096, block), size)
@@ -414,8 +555,6 @@ class _KdumpVmcore(Vmcore):
         if machine not in (b"x86_64", b""):
             name = machine.decode(errors="replace")
             raise DumpError(f"a dump of {name}; only x86-64 dumps are known")
-        if header.split:
-            raise DumpError("one part of a split dump; reassemble it first")
         self.header = header
         self.page_size = header.block_size
         if header.size_note > _MAX_NOTES or header.size_vmcoreinfo > _MAX_VMCOREINFO:
@@ -430,7 +569,7 @@ class _KdumpVmcore(Vmcore):
         if not self.nr_cpus:
             self.nr_cpus = header.nr_cpus
         size_in_use = -(-header.max_mapnr // 8)
-        self.ram_runs = _bitmap_runs(
+        self.ram_runs = bitmap_runs(
             self._pread(size_in_use, header.bitmap_offset), header.max_mapnr
         )
         self.data_runs = self.ram_runs
@@ -438,6 +577,8 @@ class _KdumpVmcore(Vmcore):
             self._pread(size_in_use, header.bitmap_offset + header.bitmap_size),
             np.uint8,
         )
+        if header.split:
+            self._set_part(header)
         # Descriptors before each piece of the bitmap.
         padded = np.zeros(-(-len(self._bitmap) // _RANK_STEP) * _RANK_STEP, np.uint8)
         padded[: len(self._bitmap)] = BITS_SET[self._bitmap]
@@ -446,6 +587,22 @@ class _KdumpVmcore(Vmcore):
         self.dumped_pages = int(self._rank[-1])
         self._decompress: dict[int, codecs.Decompress] = {}
         self._cache: dict[int, bytes] = {}
+
+    def _set_part(self, header: kdump.Header) -> None:
+        """Bitmaps are of the whole dump; descriptors and data of the part only."""
+        pfn, end_pfn = header.start_pfn, header.end_pfn
+        if not pfn <= end_pfn <= header.max_mapnr:
+            raise DumpError("the kdump header is damaged: no such part of a dump")
+        self.part = Run(pfn, end_pfn)
+        self.data_runs = clip_runs(self.ram_runs, self.part)
+        bitmap = np.zeros_like(self._bitmap)
+        first, end = pfn // 8, -(-end_pfn // 8)
+        bitmap[first:end] = self._bitmap[first:end]
+        if first < len(bitmap):
+            bitmap[first] &= 0xFF << pfn % 8 & 0xFF
+        if end_pfn % 8 and end <= len(bitmap):
+            bitmap[end - 1] &= (1 << end_pfn % 8) - 1
+        self._bitmap = bitmap
 
     def present(self, pfn: int, end_pfn: int) -> Bools:
         has = np.zeros(end_pfn - pfn, np.bool_)
@@ -491,7 +648,10 @@ class _KdumpVmcore(Vmcore):
         dumped = bitmap_slice(self._bitmap, start, last + 1)
         missing = np.flatnonzero(~dumped[pfns - start])
         if len(missing):
-            raise MissingMemory(int(pfns[missing[0]]) * self.page_size, "excluded")
+            pfn = int(pfns[missing[0]])
+            elsewhere = self.part and not self.part.pfn <= pfn < self.part.end_pfn
+            why = "in another part of this split dump" if elsewhere else "excluded"
+            raise MissingMemory(pfn * self.page_size, why)
         ranks = np.cumsum(dumped)[pfns - start] - 1 + int(self._rank[piece])
         base, count = int(ranks[0]), int(ranks[-1] - ranks[0]) + 1
         item = kdump.DESCRIPTOR.itemsize
@@ -542,12 +702,12 @@ def bitmap_slice(bitmap: Bytes, pfn: int, end_pfn: int) -> Bools:
     return bits[pfn - 8 * first : end_pfn - 8 * first].astype(np.bool_)
 
 
-def _bitmap_runs(bitmap: bytes, max_mapnr: int) -> list[Run]:
+def bitmap_runs(bitmap: bytes | Bytes, max_mapnr: int) -> list[Run]:
     """Runs of set bits."""
     runs: list[Run] = []
     step = 1 << 16
     for start in range(0, len(bitmap), step):
-        piece = bitmap[start : start + step]
+        piece = bytes(bitmap[start : start + step])
         if not any(piece):
             continue
         bits = np.unpackbits(np.frombuffer(piece, np.uint8), bitorder="little")
@@ -570,10 +730,14 @@ def runs_mask(runs: list[Run], pfn: int, end_pfn: int) -> Bools:
     return mask
 
 
-def open_vmcore(path: str) -> Vmcore:
+def open_vmcore(
+    path: str, vmcoreinfo: bytes | None = None, *, part: bool = False
+) -> Vmcore:
     """
-    Open a dump of any known format.
+    Open a dump of any known format, flattened or not.
 
+    :param vmcoreinfo: text to go by instead of the dump's own.
+    :param part: it may be one part of a split dump: see :attr:`Vmcore.part`.
     :raises DumpError: if the file cannot be read or is no dump.
     """
     try:
@@ -586,13 +750,23 @@ def open_vmcore(path: str) -> Vmcore:
             size = os.lseek(fd, 0, os.SEEK_END)
         except OSError as error:
             raise DumpError(f"cannot read: {error.strerror}") from None
+        flat = None
+        if magic.startswith(flattened.SIGNATURE):
+            flat = _flat_index(fd)
+            magic, size = flat.pread(16, 0), flat.size
         for known, opener in _FORMATS.items():
             if magic.startswith(known):
-                return opener(path, fd, size)
+                vmcore = opener(path, fd, size, flat)
+                if vmcore.part and not part:
+                    raise DumpError(
+                        "one part of a split dump; reassemble it first "
+                        "(drgn-makedumpfile --reassemble)"
+                    )
+                if vmcoreinfo is not None or vmcore.vmcoreinfo is None:
+                    vmcore.use_vmcoreinfo(vmcoreinfo)
+                return vmcore
         if not magic:
             raise DumpError("an empty file")
-        if magic.startswith(b"makedumpfile"):
-            raise DumpError("a flattened dump; rearrange it first (makedumpfile -R)")
         raise DumpError("not a dump: neither an ELF core nor kdump-compressed")
     except BaseException as error:
         os.close(fd)
@@ -601,7 +775,16 @@ def open_vmcore(path: str) -> Vmcore:
         raise
 
 
-_FORMATS: dict[bytes, Callable[[str, int, int], Vmcore]] = {
+def _flat_index(fd: int) -> flattened.Index:
+    try:
+        return flattened.Index(fd)
+    except flattened.CutShort as error:
+        raise DumpError(f"{error} (drgn-makedumpfile -R keeps what it has)") from None
+    except OSError as error:
+        raise DumpError(f"cannot read: {error.strerror}") from None
+
+
+_FORMATS: dict[bytes, Callable[[str, int, int, flattened.Index | None], Vmcore]] = {
     elf.MAGIC: _ElfVmcore,
     kdump.SIGNATURE: _KdumpVmcore,
 }

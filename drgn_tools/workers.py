@@ -22,16 +22,17 @@ from collections.abc import Iterator
 from typing import Callable, NamedTuple, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 
-from drgn_tools.errors import DumpError, MissingMemory
+from drgn_tools.errors import STOP_SIGNALS, DumpError, MissingMemory
 
-# What ends the command, and is the parent's to deal with.
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SIGNAL_NAMES = {number.value: number.name for number in signal.Signals}
 # Milliseconds between reports of how far they are.
 _TICK = 100
 # How a worker ends that could not read what it was to work on.
 _UNREADABLE = 2
+# mmap.MAP_NORESERVE is new in Python 3.11.
+_MAP_NORESERVE = 0x4000
 # What run() counts: the next number to take, and for each worker the number
 # that it is at, plus one.
 _NEXT, _FIRST_SLOT = range(2)
@@ -76,31 +77,72 @@ class Counters:
         os.close(self._fd)
 
 
+class SharedBytes:
+    """
+    Zeros that processes forked later share, and that cost memory only where
+    something is written.
+
+    :raises DumpError: if there is no room for them.
+    """
+
+    def __init__(self, size: int) -> None:
+        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        try:
+            self._memory = mmap.mmap(-1, max(1, size), flags=flags)
+        except (OSError, OverflowError, MemoryError):
+            raise DumpError(
+                f"no room for {size >> 20} MiB that workers share"
+            ) from None
+        self.array: npt.NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8, size)
+
+    def give_back(self, start: int, end: int) -> None:
+        """Free the memory of a piece; what was in it is zero again, or not."""
+        start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = end // mmap.PAGESIZE * mmap.PAGESIZE - start
+        if length > 0:
+            # A kernel without tmpfs cannot.
+            with contextlib.suppress(OSError):
+                self._memory.madvise(mmap.MADV_REMOVE, start, length)
+
+
+class Inbox(NamedTuple):
+    """What workers have the parent do."""
+
+    fd: int
+    """Readable when there is something."""
+    serve: Callable[[], None]
+    """Does it."""
+
+
 def run(
     count: int,
     work: Callable[[int], None],
     workers: int,
     tick: Callable[[int], None],
+    inbox: Inbox | None = None,
 ) -> dict[int, str]:
     """
     Call *work* with each number below *count*, each once.
 
-    :param workers: how many processes; 0 does it all in this one.
-    :param tick: called now and then with how many numbers were taken.
+    :param workers: how many processes; 0 does it all in this one, and so does
+        a machine that has no room for another.
+    :param tick: called now and then with a number below which all are done.
+    :param inbox: served whenever there is something in it.
     :return: numbers that could not be worked on, and why: *work* raised
         :class:`~drgn_tools.errors.MissingMemory`, or its process was killed.
     :raises DumpError: what *work* raised; the other workers are stopped.
     """
-    if workers:
-        with contextlib.closing(Counters(_FIRST_SLOT + workers)) as counters:
-            return _run_forked(counters, count, work, workers, tick)
-    failed = {}
-    for number in range(count):
-        try:
-            work(number)
-        except MissingMemory as error:
-            failed[number] = str(error)
-        tick(number + 1)
+    with contextlib.closing(Counters(_FIRST_SLOT + workers)) as counters:
+        failed = {}
+        if workers and count:
+            failed = _run_forked(counters, count, work, workers, tick, inbox)
+        # All that there is, if no process could be started.
+        for number in range(counters[_NEXT], count):
+            try:
+                work(number)
+            except MissingMemory as error:
+                failed[number] = str(error)
+            tick(number + 1)
     return failed
 
 
@@ -118,6 +160,7 @@ def _run_forked(
     work: Callable[[int], None],
     workers: int,
     tick: Callable[[int], None],
+    inbox: Inbox | None,
 ) -> dict[int, str]:
     failed: dict[int, str] = {}
     running: dict[int, _Worker] = {}
@@ -127,23 +170,32 @@ def _run_forked(
         counters[slot] = 0
         # Not before the worker has let go of the parent's handlers, and the
         # parent knows of the worker.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             worker = _start(counters, slot, count, work, mask)
             running[worker.pipe] = worker
             poll.register(worker.pipe, select.POLLIN)
-        except OSError as error:
-            # Fewer will do.
-            if not running:
-                raise DumpError(f"cannot start a worker: {error.strerror}") from None
+        except OSError:
+            pass  # Fewer will do, and so does none.
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
+    def finished() -> int:
+        # The next number first: what is taken after that does not matter.
+        end = min(count, counters[_NEXT])
+        slots = [counters[worker.slot] for worker in running.values()]
+        return min([end, *(slot - 1 for slot in slots if slot)])
+
+    if inbox:
+        poll.register(inbox.fd, select.POLLIN)
     try:
         for slot in range(_FIRST_SLOT, _FIRST_SLOT + workers):
             start(slot)
         while running:
             for pipe, _ in poll.poll(_TICK):
+                if inbox and pipe == inbox.fd:
+                    inbox.serve()
+                    continue
                 # It is at its end, or about to say why.
                 worker = running.pop(pipe)
                 message = _read_all(pipe)
@@ -165,7 +217,7 @@ def _run_forked(
                     killed != signal.SIGKILL or not running
                 ):
                     start(worker.slot)
-            tick(min(count, counters[_NEXT]))
+            tick(finished())
         return failed
     finally:
         for worker in running.values():
@@ -214,7 +266,7 @@ def _work(
     status = 1
     try:
         # These reach the whole group at times; the parent tidies up.
-        for number in _STOP_SIGNALS:
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # As under nohup.
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -96,6 +96,18 @@ _TOP_BYTE_7 = {**_TOP_BYTE, "unaccepted": 0xF7 << 24, "large_kmalloc": 0xF8 << 2
 _EXPORTED = ("buddy", "offline", "hugetlb", "slab", "unaccepted")
 
 
+class LogLine(NamedTuple):
+    """A record for the kernel log."""
+
+    timestamp_ns: int
+    text: bytes | str
+    caller_id: int = 0
+
+    @property
+    def data(self) -> bytes:
+        return self.text.encode() if isinstance(self.text, str) else self.text
+
+
 class Generation(NamedTuple):
     """How the kernels of some years mark their pages, and what VMCOREINFO tells."""
 
@@ -460,6 +472,9 @@ class Machine:
     :param kaslr: how far the image is shifted in virtual memory. phys_base is
         *image* less the image's place in virtual memory, and may be negative.
     :param mapping: "4K", "2M" or "1G": with what pages vmemmap is mapped.
+    :param log_bits: sizes of the log, as powers of 2: its records, where there is a
+        ring of them, and the bytes of their text.
+    :param log_caller: whether records in log_buf have a caller_id.
     """
 
     def __init__(
@@ -473,7 +488,9 @@ class Machine:
         kaslr: int = 0,
         sme_mask: int = 0,
         mapping: str = "2M",
-        log: Iterable[tuple[int, str]] = (),
+        log: Iterable[tuple[int, str] | LogLine] = (),
+        log_bits: tuple[int, int] = (4, 10),
+        log_caller: bool = False,
         section_flags: int = 0xF,
     ) -> None:
         self.generation = generation
@@ -508,10 +525,11 @@ class Machine:
         self._map_struct_pages()
         self.keys = self._keys()
         self._names()
+        lines = [LogLine(*line) for line in log]
         if "ring" in generation.keys:
-            self._ring(list(log))
+            self._ring(lines, *log_bits)
         else:
-            self._log_buf(list(log))
+            self._log_buf(lines, 1 << log_bits[1], log_caller)
 
     # Memory
 
@@ -722,34 +740,46 @@ class Machine:
         self.write(self.image + at + offset, raw)
         self.keys["SYMBOL(init_uts_ns)"] = f"{self.text + at:x}"
 
-    def _ring(self, log: list[tuple[int, str]]) -> None:
-        """The lockless ring of 5.10 and later, 16 records in 1 KiB of text."""
+    def _variable(self, name: str, data: bytes) -> None:
+        """A static variable that VMCOREINFO tells."""
+        at = self._image_place(len(data))
+        self.write(self.image + at, data)
+        self.log_places[name] = self.image + at
+        self.keys[f"SYMBOL({name})"] = f"{self.text + at:x}"
+
+    def _ring(self, log: list[LogLine], count_bits: int, size_bits: int) -> None:
+        """The lockless ring of 5.10 and later."""
         self.keys.update(RING_KEYS)
-        count_bits, size_bits = 4, 10
-        descs = bytearray(24 << count_bits)
-        infos = bytearray(88 << count_bits)
-        text = bytearray(1 << size_bits)
-        head_id = (1 << count_bits) - 1
+        count, room = 1 << count_bits, 1 << size_bits
+        # What may end right at the end of the buffer was put at its start by
+        # older kernels.
+        fits = 1 if "compound_info" in self.generation.keys else 0
+        descs = bytearray(24 * count)
+        infos = bytearray(88 * count)
+        text = bytearray(room)
+        head_id = count - 1
         lpos = 0
-        for sequence, (timestamp, line) in enumerate(log):
-            head_id = (1 << count_bits) + sequence
-            data = line.encode()
-            size = -(-(8 + len(data)) // 8) * 8
-            begin = lpos
-            if lpos % (1 << size_bits) + size > 1 << size_bits:
-                # Does not fit in front of the end: starts at the beginning.
-                lpos = -(-lpos // (1 << size_bits)) << size_bits
-            at = lpos % (1 << size_bits)
-            text[at : at + 8 + len(data)] = struct.pack("<Q", head_id) + data
-            lpos += size
-            index = head_id % (1 << count_bits)
-            # State 2, finalized, in the top bits.
-            desc = struct.pack("<QQQ", 2 << 62 | head_id, begin, lpos)
-            descs[24 * index : 24 * index + 24] = desc
-            infos[88 * index : 88 * index + 18] = struct.pack(
-                "<QQH", sequence, timestamp, len(data)
+        for sequence, line in enumerate(log):
+            head_id = count + sequence
+            data = line.data
+            index = head_id % count
+            infos[88 * index : 88 * index + 24] = struct.pack(
+                "<QQHxxI", sequence, line.timestamp_ns, len(data), line.caller_id
             )
-        tail_id = max(head_id - (1 << count_bits) + 1, 1 << count_bits)
+            begin = end = NO_LPOS
+            if data:
+                size = -(-(8 + len(data)) // 8) * 8
+                begin = lpos
+                if (lpos + size - fits) // room != lpos // room:
+                    # Does not fit in front of the end: starts at the beginning.
+                    lpos = (lpos + size) // room * room
+                at = lpos % room
+                text[at : at + 8 + len(data)] = struct.pack("<Q", head_id) + data
+                end = lpos = lpos + size
+            # State 2, finalized, in the top bits.
+            desc = struct.pack("<QQQ", 2 << 62 | head_id, begin, end)
+            descs[24 * index : 24 * index + 24] = desc
+        tail_id = max(head_id - count + 1, count)
         self.log_places = {}
         for name, array in (("descs", descs), ("infos", infos), ("text", text)):
             self.log_places[name] = self.alloc(len(array))
@@ -771,24 +801,45 @@ class Machine:
         )
         self.log_places["ring"] = self.image + ring_at
         self.write(self.image + ring_at, ring)
-        pointer_at = self._image_place(8)
-        self.write(self.image + pointer_at, struct.pack("<Q", self.text + ring_at))
-        self.keys["SYMBOL(prb)"] = f"{self.text + pointer_at:x}"
         self.keys["SYMBOL(printk_rb_static)"] = f"{self.text + ring_at:x}"
+        self._variable("prb", struct.pack("<Q", self.text + ring_at))
+        self._variable("clear_seq", bytes(24))
+        if "uts" in self.generation.keys:
+            self.keys["SIZE(latched_seq)"] = "24"
+            self.keys["OFFSET(latched_seq.val)"] = "8"
 
-    def _log_buf(self, log: list[tuple[int, str]], size: int = 1024) -> None:
+    def clear_log(self, sequence: int, latch: int = 0) -> None:
+        """As if the log had been cleared before the record of that number."""
+        if "clear_idx" in self.log_places:
+            index = struct.pack("<I", self.log_indexes[sequence])
+            self.write(self.log_places["clear_idx"], index)
+            return
+        words = [sequence, 0, 0]
+        if "SIZE(latched_seq)" in self.keys:
+            # Whoever reads the other value is wrong.
+            words = [latch, 1 << 40, 1 << 40]
+            words[1 + latch % 2] = sequence
+        self.write(self.log_places["clear_seq"], struct.pack("<QQQ", *words))
+
+    def _log_buf(self, log: list[LogLine], size: int, caller: bool) -> None:
         """Records one after the other, as before 5.10."""
+        header = 20 if caller else 16
         buffer = bytearray(size)
         at = 0
-        for timestamp, line in log:
-            data = line.encode()
-            length = -(-(16 + len(data)) // 4) * 4
-            if at + length + 16 > size:
+        self.log_indexes = []
+        for line in log:
+            data = line.data
+            length = -(-(header + len(data)) // 4) * 4
+            if at + length + header > size:
                 # A header of length 0: go on at the start.
-                buffer[at : at + 16] = bytes(16)
+                buffer[at : at + header] = bytes(header)
                 at = 0
-            record = struct.pack("<QHHHBB", timestamp, length, len(data), 0, 0, 0)
-            buffer[at : at + 16 + len(data)] = record + data
+            self.log_indexes.append(at)
+            record = struct.pack(
+                "<QHHHBBI",
+                *(line.timestamp_ns, length, len(data), 0, 0, 0, line.caller_id),
+            )
+            buffer[at : at + header + len(data)] = record[:header] + data
             at += length
         self.log_places = {"text": self.alloc(size)}
         self.write(self.log_places["text"], bytes(buffer))
@@ -797,20 +848,35 @@ class Machine:
             "log_buf_len": size,
             "log_first_idx": 0,
             "log_next_idx": at,
+            "clear_idx": 0,
         }
         for name, value in variables.items():
-            place = self._image_place(8)
-            self.write(self.image + place, struct.pack("<Q", value))
-            self.log_places[name] = self.image + place
-            self.keys[f"SYMBOL({name})"] = f"{self.text + place:x}"
+            self._variable(name, struct.pack("<Q", value))
         self.keys.update(
             {
-                "SIZE(printk_log)": "16",
+                "SIZE(printk_log)": str(header),
                 "OFFSET(printk_log.ts_nsec)": "0",
                 "OFFSET(printk_log.len)": "8",
                 "OFFSET(printk_log.text_len)": "10",
             }
         )
+        if caller:
+            self.keys["OFFSET(printk_log.caller_id)"] = "16"
+
+    def plain_log(self, written: bytes, size: int = 1024) -> None:
+        """Make the log what it was before 3.5: the last bytes that were written."""
+        for key in [key for key in self.keys if "log_" in key or "clear_" in key]:
+            del self.keys[key]
+        buffer = bytearray(size)
+        for start in range(0, len(written), size):
+            part = written[start : start + size]
+            buffer[: len(part)] = part
+        self.log_places = {"text": self.alloc(size)}
+        self.write(self.log_places["text"], bytes(buffer))
+        pointer = self.page_offset + self.log_places["text"]
+        self._variable("log_buf", struct.pack("<Q", pointer))
+        self._variable("log_buf_len", struct.pack("<I", size))
+        self._variable("log_end", struct.pack("<I", len(written)))
 
     # What dumps are made of
 
@@ -833,6 +899,8 @@ class Machine:
         ]
 
 
+# Where a record without text is said to lie.
+NO_LPOS = 3
 RING_KEYS = {
     "SIZE(printk_ringbuffer)": "88",
     "OFFSET(printk_ringbuffer.desc_ring)": "0",

@@ -5,7 +5,7 @@ ELF64 cores
 
 The program headers of a core file, wherever in the file they are and however
 many: QEMU puts them behind the section headers, and past 65534 their number is
-in the first section header.
+in the first section header. And the same, written.
 
 As arrays: through pyelftools, thousands of segments take seconds, and one of
 them a tenth of the start-up.
@@ -14,7 +14,8 @@ them a tenth of the start-up.
 from __future__ import annotations
 
 import struct
-from typing import Any, Callable
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,9 @@ _EM_X86_64 = 62
 _PN_XNUM = 0xFFFF
 # More segments than any machine has memory ranges: damage.
 _MAX_SEGMENTS = 1 << 20
+
+#: Bit of e_flags that makedumpfile sets in an incomplete core.
+DUMP_INCOMPLETE = 0x1
 
 # Elf64_Ehdr: e_ident, e_type, e_machine, e_version, e_entry, e_phoff, e_shoff,
 # e_flags, e_ehsize, e_phentsize, e_phnum, e_shentsize, e_shnum, e_shstrndx.
@@ -101,3 +105,87 @@ def _machine(number: int) -> str:
 
     names = {value: name for name, value in ENUM_E_MACHINE.items()}
     return str(names.get(number, f"machine {number}"))
+
+
+class Load(NamedTuple):
+    """A PT_LOAD of a dump: memory, whether or not there is data for it."""
+
+    paddr: int
+    memsz: int
+    vaddr: int
+
+
+class Segment(NamedTuple):
+    """A PT_LOAD to be written."""
+
+    vaddr: int
+    paddr: int
+    data: int
+    """Where its data is, from where all data begins."""
+    filesz: int
+    memsz: int
+
+
+class Header(NamedTuple):
+    """What a core file has before its data."""
+
+    program_headers: bytes
+    segments: int
+    notes: bytes
+    data: int
+    """Offset of the data."""
+
+
+def new_header(segments: Sequence[Segment], notes: bytes, align: int) -> Header:
+    """
+    Program headers of a new core file.
+
+    :param align: the data begins at a multiple of this.
+    """
+    count = 1 + len(segments)
+    sections = _SHDR_SIZE if count >= _PN_XNUM else 0
+    notes_at = _EHDR.size + sections + count * PHDR.itemsize
+    data = -(-(notes_at + len(notes)) // align) * align
+    table = np.zeros(count, PHDR)
+    table[0] = (PT_NOTE, 0, notes_at, 0, 0, len(notes), len(notes), 0)
+    loads = table[1:]
+    if segments:
+        vaddr, paddr, at, filesz, memsz = np.array(segments, np.uint64).T
+        loads["type"] = PT_LOAD
+        # Readable, writable, executable, as in /proc/vmcore.
+        loads["flags"] = 7
+        loads["vaddr"], loads["paddr"] = vaddr, paddr
+        loads["filesz"], loads["memsz"] = filesz, memsz
+        # A segment without data has no place either.
+        loads["offset"] = np.where(filesz > 0, at + np.uint64(data), np.uint64(0))
+    return Header(table.tobytes(), count, notes, data)
+
+
+def pack_header(header: Header, flags: int) -> bytes:
+    """
+    The start of a core file, up to its data.
+
+    :param flags: e_flags, 0 or :data:`DUMP_INCOMPLETE`.
+    """
+    many = header.segments >= _PN_XNUM
+    ehdr = _EHDR.pack(
+        MAGIC + bytes([_ELFCLASS64, _ELFDATA2LSB, 1]),
+        _ET_CORE,
+        _EM_X86_64,
+        1,
+        0,
+        _EHDR.size + (_SHDR_SIZE if many else 0),
+        _EHDR.size if many else 0,
+        flags,
+        _EHDR.size,
+        PHDR.itemsize,
+        _PN_XNUM if many else header.segments,
+        _SHDR_SIZE if many else 0,
+        1 if many else 0,
+        0,
+    )
+    section = b""
+    if many:
+        section = _SH_INFO.pack(header.segments).ljust(_SHDR_SIZE, b"\0")
+    parts = ehdr, section, header.program_headers, header.notes
+    return b"".join(parts).ljust(header.data, b"\0")

@@ -23,6 +23,8 @@ VERSION = 6
 
 # DUMP_DH_* bits of the header's status, beside those of the codecs.
 STATUS_INCOMPLETE = 0x8
+#: Where the status is in the main header.
+STATUS_OFFSET = 424
 
 # struct disk_dump_header: signature, version, six utsname fields of 65 bytes,
 # padding, timestamp (sec, usec), status, block_size, sub_hdr_size,
@@ -249,3 +251,30 @@ def unpack_headers(block0: bytes, block1: bytes, file_size: int) -> Header:
         if offset < 0 or offset + size > file_size:
             raise DumpError("the kdump header is damaged: notes beyond the end")
     return header
+
+
+# Fields that change in a file that is there: struct format, block, offset in it.
+_FIELDS = {
+    "status": ("<I", 0, STATUS_OFFSET),
+    "split": ("<i", 1, 12),
+    "start_pfn_32": ("<Q", 1, 16),
+    "end_pfn_32": ("<Q", 1, 24),
+    "offset_eraseinfo": ("<q", 1, 64),
+    "size_eraseinfo": ("<Q", 1, 72),
+    "start_pfn": ("<Q", 1, 80),
+    "end_pfn": ("<Q", 1, 88),
+}
+
+
+def get_field(headers: bytes | bytearray, block_size: int, name: str) -> int:
+    """One field of the headers of a version 6 file."""
+    form, block, offset = _FIELDS[name]
+    value: int = struct.unpack_from(form, headers, block * block_size + offset)[0]
+    return value
+
+
+def set_fields(headers: bytearray, block_size: int, **values: int) -> None:
+    """Change fields of the headers of a version 6 file, and nothing else."""
+    for name, value in values.items():
+        form, block, offset = _FIELDS[name]
+        struct.pack_into(form, headers, block * block_size + offset, value)

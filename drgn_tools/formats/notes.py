@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 _NHDR = struct.Struct("<III")
 NT_PRSTATUS = 1
+#: Of our own notes, named DRGN_TOOLS: the dump is of a running kernel; why it
+#: matters, as text.
+NT_LIVE = 1
 
 
 class Note(NamedTuple):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +13,9 @@ import pytest
 from drgn.helpers.linux.pid import for_each_task
 
 from contrib import bundle
+from drgn_tools.rearrange import rearrange
 
-from . import bench, dumps, guest, kernels, qemu
+from . import bench, dumps, guest, kernels, peers, qemu
 from .kernels import Kernel
 from .test_extract import assert_reads_back, bitmap, extract, program
 
@@ -57,6 +59,8 @@ class Capture(NamedTuple):
     """/proc/vmcore, all of it."""
     outputs: Path
     """What was on the disk in the end; the dumps are named by their levels."""
+    flat: Path
+    """The disk to which a pipe went."""
     runs: dict[int, Run]
     log: str
 
@@ -79,8 +83,10 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Capture:
     kernel = kernels.get("6.1")
     work = tmp_path_factory.mktemp("capture")
     disk, vmcore, outputs = work / "disk", work / "vmcore", work / "outputs"
-    with disk.open("wb") as file:
-        file.truncate(MEMORY_MIB << 20)
+    flat = work / "flat"
+    for path in (disk, flat):
+        with path.open("wb") as file:
+            file.truncate(MEMORY_MIB << 20)
     bench.run(["mkfs.ext4", "-q", disk])
     with dumps.armed(
         kernel,
@@ -92,6 +98,7 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Capture:
         disks=[
             qemu.Disk(disk, "dumps", keep=True, write_mib=DISK_MIB_PER_SECOND),
             qemu.Disk(dumps.seed(), "seed"),
+            qemu.Disk(flat, "flat", keep=True),
         ],
         kaslr=True,
         smp=CPUS,
@@ -104,7 +111,7 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Capture:
     outputs.mkdir()
     bench.run(["debugfs", "-R", "rdump / outputs", disk], cwd=work)
     log = (work / "serial.log").read_text(errors="replace")
-    return Capture(kernel, vmcore, outputs, runs, log)
+    return Capture(kernel, vmcore, outputs, flat, runs, log)
 
 
 def _wait(vm: qemu.VM, level: int) -> Run:
@@ -161,3 +168,17 @@ def test_drgn_lists_all_tasks(capture: Capture) -> None:
         seen.append([(task.pid.value_(), task.comm.string_()) for task in tasks])
     assert {b"init", b"kthreadd"} <= {comm for _, comm in seen[0]}
     assert seen == [seen[0]] * len(seen)
+
+
+def test_a_pipe_gets_the_same_dump(capture: Capture, tmp_path: Path) -> None:
+    """makedumpfile and we make the same of the stream, and it has the same pages."""
+    assert "bench: pipe status 0" in capture.log
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    argv = [*peers.argv("makedumpfile-sid"), "-R", str(theirs)]
+    with capture.flat.open("rb") as disk:
+        subprocess.run(argv, stdin=disk, check=True, capture_output=True)
+        disk.seek(0)
+        rearrange(disk.fileno(), str(ours), False)
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert (bitmap(ours) == bitmap(capture.outputs / "31")).all()
+    assert_reads_back(capture.vmcore, ours)

@@ -37,9 +37,11 @@ def home(content: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) ->
     return home
 
 
-def run(home: Path, *arguments: object) -> tuple[int, str, str]:
+def run(
+    home: Path, *arguments: object, program: str = "drgn-tools"
+) -> tuple[int, str, str]:
     done = subprocess.run(
-        [home / "drgn-tools", *map(str, arguments)],
+        [home / program, *map(str, arguments)],
         env={},
         capture_output=True,
         text=True,
@@ -48,7 +50,7 @@ def run(home: Path, *arguments: object) -> tuple[int, str, str]:
 
 
 def core(path: Path, generation: Generation = GENERATIONS[-1]) -> Path:
-    machine = Machine(generation)
+    machine = Machine(generation, log=[(0, "Linux version 0"), (1, "late words")])
     machine.fill()
     write_elf(path, machine.loads(), machine.notes())
     return path
@@ -75,8 +77,30 @@ def test_every_kernel_generation(
     assert status == 0, said
     assert drgn_tools("extract", source, tmp_path / "ours")[0] == 0
     assert read_kdump(target).pages == read_kdump(tmp_path / "ours").pages
-    for dump in (source, target):
-        assert run(home, "info", dump)[:2] == drgn_tools("info", dump)[:2]
+    for command in ("info", "dmesg"):
+        assert run(home, command, target) == tuple(drgn_tools(command, target))
+
+
+def test_makedumpfile(home: Path, tmp_path: Path) -> None:
+    """The other program, and that what it writes to a pipe is taken."""
+    source, target = core(tmp_path / "core"), tmp_path / "dump"
+    options = ("-l", "--message-level", "7", "-d", "31", source)
+    status, _, said = run(home, *options, target, program="drgn-makedumpfile")
+    assert status == 0, said
+    done = subprocess.run(
+        [*map(str, (home / "drgn-makedumpfile", "-F", *options))],
+        env={},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"makedumpfile\0")
+    subprocess.run(
+        [home / "drgn-makedumpfile", "-R", tmp_path / "again"],
+        env={},
+        input=done.stdout,
+        check=True,
+    )
+    assert read_kdump(tmp_path / "again").pages == read_kdump(target).pages
 
 
 def test_complaints_and_help(home: Path, tmp_path: Path) -> None:

@@ -265,7 +265,10 @@ def test_initramfs_tools(
     script = root / "etc/initramfs-tools/scripts/local-bottom/awatch"
     script.write_text(f"#!/bin/sh\n[ $1 = prereqs ] && exit 0\n{WATCH}")
     script.chmod(0o755)
-    (root / "etc/kdump.conf").write_text("final_action poweroff\n")
+    (root / "etc/kdump.conf").write_text(
+        "final_action poweroff\n"
+        "core_collector drgn-makedumpfile -l --message-level 7 -d 31\n"
+    )
     image, said = kdump_tools_image(root, kernel)
     assert re.search(r"\d\d\.\d MB  drgn-tools, \d+ files", said)
     flow = crash(tmp_path, kernel, image, empty(tmp_path), SAVED)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -69,6 +70,10 @@ Offline and poisoned pages are never read.
     "--partial", is_flag=True, help="Take what is there of a cut-short VMCORE."
 )
 @click.option("--dry-run", is_flag=True, help="Write nothing, but say what would be.")
+@click.option(
+    "--verify", "verified", is_flag=True, help="Read OUTPUT again, all of it."
+)
+@click.option("--sha256", is_flag=True, help="Say the SHA-256 of OUTPUT.")
 @click.option("-f", "force", is_flag=True, help="Replace OUTPUT if it exists.")
 def extract(
     vmcore: str,
@@ -86,6 +91,8 @@ def extract(
     jobs: int | None,
     partial: bool,
     dry_run: bool,
+    verified: bool,
+    sha256: bool,
     force: bool,
 ) -> None:
     """Write the pages of VMCORE that matter to OUTPUT.
@@ -111,6 +118,8 @@ def extract(
         raise click.UsageError("several OUTPUTs without --split")
     if split and len(outputs) < 2:
         raise click.UsageError("--split needs several OUTPUTs")
+    if (verified or sha256) and (dry_run or not outputs):
+        raise click.UsageError("--verify and --sha256 need an OUTPUT")
     if not outputs and not dry_run and sys.stdout.isatty():
         raise click.UsageError("no OUTPUT, and standard output is a terminal")
     try:
@@ -120,13 +129,14 @@ def extract(
         raise click.UsageError(str(error)) from None
     named = _classes(exclude, "--exclude")
     kept = _classes(keep, "--keep") - ALWAYS_EXCLUDED
+    jobs = jobs or len(os.sched_getaffinity(0))
     summary = extract(
         vmcore,
         outputs,
         excluded=[(excluded_classes(level) | named) - kept for level in levels],
         codec=codec,
         codec_level=codec_level,
-        jobs=jobs or len(os.sched_getaffinity(0)),
+        jobs=jobs,
         force=force,
         partial=partial,
         elf=elf,
@@ -136,12 +146,52 @@ def extract(
     )
     output = ", ".join(outputs) or "standard output"
     _print_summary(summary, output, levels)
+    for path in outputs if sha256 else ():
+        print(f"SHA-256 {_sha256(path)}  {printable(path)}", file=sys.stderr)
+    unsound = verified and not _all_sound(outputs, jobs, summary.incomplete)
     if summary.incomplete:
         why = f"{output} is incomplete: {_what_is_missing(summary)}"
         if not summary.stopped:
             raise DumpError(why)
         print(printable(why), file=sys.stderr)
         raise Stopped(summary.stopped)
+    if unsound:
+        raise DumpError(f"{output} was not written as it should be")
+
+
+def _all_sound(paths: Sequence[str], jobs: int, incomplete: bool) -> bool:
+    from drgn_tools.text import printable
+    from drgn_tools.verify import verify
+
+    good = True
+    for path in paths:
+        report = verify(path, jobs)
+        # That pages are missing was said before.
+        if not incomplete or report.damaged:
+            good &= report.sound
+        for line in report.lines():
+            print(printable(line), file=sys.stderr)
+    return good
+
+
+def _sha256(path: str) -> str:
+    import hashlib
+
+    from drgn_tools.errors import DumpError
+    from drgn_tools.progress import Progress
+
+    digest = hashlib.sha256()
+    try:
+        with (
+            open(path, "rb", buffering=0) as file,
+            Progress("hashing", os.fstat(file.fileno()).st_size) as progress,
+        ):
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+                progress.update(file.tell())
+    except OSError as error:
+        raise DumpError(f"cannot read {path}: {error.strerror}") from None
+    return digest.hexdigest()
 
 
 def _content(path: str) -> bytes:
@@ -248,3 +298,22 @@ def dmesg(dump: str, partial: bool) -> None:
     out.flush()
     if faults:
         raise DumpError(f"{dump}: the log is incomplete: {'; '.join(faults)}")
+
+
+@click.command()
+@click.argument("dump")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes that work on it.  [default: all CPUs it may run on]",
+)
+def verify(dump: str, jobs: int | None) -> int:
+    """Read all of DUMP and say what is missing, damaged or inconsistent."""
+    from drgn_tools.text import printable
+    from drgn_tools.verify import verify
+
+    report = verify(dump, jobs or len(os.sched_getaffinity(0)))
+    for line in report.lines():
+        print(printable(line))
+    return 0 if report.sound else 1

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from drgn_tools.checksums import ROW, Row, crc32, pack_trailer, rows_of
 from drgn_tools.codecs import Buffer, Codec, Compress
 from drgn_tools.errors import DumpError, OutputFull
 from drgn_tools.formats import elf, kdump
@@ -118,7 +119,8 @@ class Writer(abc.ABC):
         """Write one page of an item that :meth:`write_item` failed at."""
         for pfns, rank in self._pages(number):
             if index < len(pfns):
-                self._write(number, [(pfns[index : index + 1], rank + index)])
+                page = [(pfns[index : index + 1], rank + index)]
+                self._write(number, page, alone=True)
                 return
             index -= len(pfns)
 
@@ -169,8 +171,14 @@ class Writer(abc.ABC):
         return pages
 
     @abc.abstractmethod
-    def _write(self, number: int, pieces: list[tuple[Pfns, int]]) -> None:
-        """Write pages, given as :meth:`_pages` gives them, of an item."""
+    def _write(
+        self, number: int, pieces: list[tuple[Pfns, int]], alone: bool = False
+    ) -> None:
+        """
+        Write pages of an item, given as :meth:`_pages` gives them.
+
+        :param alone: it is one page, which others follow.
+        """
 
     def _put(self, output: Output, data: bytes, offset: int) -> int:
         """Write data; returns for how many bytes there was room."""
@@ -187,6 +195,7 @@ class Writer(abc.ABC):
 class _Part(NamedTuple):
     """One file of a kdump-compressed dump, nearly always the only one."""
 
+    number: int
     output: Output
     header: kdump.Header
     first: int
@@ -233,6 +242,13 @@ class KdumpWriter(Writer):
         self._tallies = np.zeros((self.items, 2), np.int64)
         # Where the data that descriptors lead to ends, per part.
         self._data_ends = [0] * len(outputs)
+        # Checksums of what workers wrote: for each item; for each page, where one
+        # was written by itself, which costs nothing where none was.
+        self._item_rows = SharedBytes(self.items * ROW.itemsize).array.view(ROW)
+        self._page_rows = SharedBytes(plan.pages * ROW.itemsize).array.view(ROW)
+        self._rewritten: list[int] = []
+        # Of all the rest: per part, by where it is.
+        self._checksums: list[dict[int, Row]] = [{} for _ in outputs]
         self._share_zeros = PageClass.ZERO in excluded
         self._parts = self._make_parts(dump_level(excluded))
         self._part_of = [
@@ -263,7 +279,9 @@ class KdumpWriter(Writer):
             zero_page = data if self._share_zeros else 0
             if zero_page:
                 data += self.vmcore.page_size
-            parts.append(_Part(output, header, firsts[number], pages, zero_page, data))
+            parts.append(
+                _Part(number, output, header, firsts[number], pages, zero_page, data)
+            )
         return parts
 
     def _header(self, level: int) -> kdump.Header:
@@ -288,21 +306,31 @@ class KdumpWriter(Writer):
             max_mapnr=self.plan.max_mapnr,
         )
 
+    def _put_checked(self, part: _Part, data: bytes, offset: int) -> None:
+        """Write what is not data of pages."""
+        part.output.write(data, offset)
+        self._checksums[part.number][offset] = Row(offset, len(data), crc32(data))
+
     def start(self) -> None:
-        for number, part in enumerate(self._parts):
+        for part in self._parts:
             if self._limit is not None and part.data > self._limit:
                 raise OutputFull(f"the limit of {self._limit} bytes is too small")
-            self._counters[_ENDS + number] = part.data
+            self._counters[_ENDS + part.number] = part.data
             self._write_headers(part)
             self._write_bitmaps(part)
             if part.pages:
                 size = part.pages * kdump.DESCRIPTOR.itemsize
                 part.output.reserve(part.header.descriptors_offset, size)
             if part.zero_page:
-                part.output.write(bytes(self.vmcore.page_size), part.zero_page)
+                zeros = bytes(self.vmcore.page_size)
+                self._put_checked(part, zeros, part.zero_page)
+            # Of the room for the other parts' descriptors, which stays empty.
+            begin = part.descriptor_at(part.first + part.pages)
+            for row in rows_of(lambda n, _: bytes(n), begin, part.zero_page or begin):
+                self._checksums[part.number][row.offset] = row
 
     def _write_headers(self, part: _Part) -> None:
-        part.output.write(kdump.pack_headers(part.header, self.vmcore.notes), 0)
+        self._put_checked(part, kdump.pack_headers(part.header, self.vmcore.notes), 0)
 
     def _write_bitmaps(self, part: _Part) -> None:
         header = part.header
@@ -316,13 +344,14 @@ class KdumpWriter(Writer):
             dumped = self.plan.dumpable[at : at + size].tobytes()
             for bits, offset in ((exists, header.bitmap_offset), (dumped, start)):
                 if not part.output.sparse or any(bits):
-                    part.output.write(bits.ljust(size, b"\0"), offset + at)
+                    self._put_checked(part, bits.ljust(size, b"\0"), offset + at)
 
-    def _write(self, number: int, pieces: list[tuple[Pfns, int]]) -> None:
+    def _write(
+        self, number: int, pieces: list[tuple[Pfns, int]], alone: bool = False
+    ) -> None:
         if self.full:
             return
-        part_number = self._part_of[number]
-        part = self._parts[part_number]
+        part = self._parts[self._part_of[number]]
         page_size = self.vmcore.page_size
         compress = self._compress
         # No page equals nothing.
@@ -341,7 +370,7 @@ class KdumpWriter(Writer):
         blob = b"".join(data)
         base = room = 0
         if blob:
-            end = _ENDS + part_number
+            end = _ENDS + part.number
             with self._counters.locked():
                 base = self._counters[end]
                 if self._limit is not None and base + len(blob) > self._limit:
@@ -351,6 +380,11 @@ class KdumpWriter(Writer):
             room = self._put(part.output, blob, base)
         empty = lengths == 0
         rank = pieces[0][1]
+        row = base, room, crc32(memoryview(blob)[:room])
+        if alone:
+            self._page_rows[rank] = row
+        else:
+            self._item_rows[number] = row
         rows = self._table[rank : rank + len(data)]
         rows["size"] = np.where(empty, page_size, lengths)
         rows["flags"] = np.where(empty | (lengths == page_size), 0, self._flag)
@@ -373,6 +407,15 @@ class KdumpWriter(Writer):
         )
 
     def rewrite(self, number: int) -> None:
+        self._rewritten.append(number)
+        part = self._parts[self._part_of[number]]
+        rows = self._checksums[part.number]
+        start = part.descriptor_at(self.before[number])
+        end = part.descriptor_at(self.before[number + 1])
+        # What was said of descriptors that are now others.
+        for row in list(rows.values()):
+            if row.offset < end and start < row.offset + row.size:
+                del rows[row.offset]
         self._write_descriptors(number, number + 1)
 
     def has(self, number: int, index: int) -> bool:
@@ -393,7 +436,7 @@ class KdumpWriter(Writer):
             stop = min(self.before[end], part.first + part.pages)
             if start < stop:
                 data = self._table[start:stop].tobytes()
-                part.output.write(data, part.descriptor_at(start))
+                self._put_checked(part, data, part.descriptor_at(start))
 
     def tally(self) -> Tally:
         return Tally(*self._tallies.sum(axis=0).tolist())
@@ -403,10 +446,34 @@ class KdumpWriter(Writer):
             status = part.header.status | kdump.STATUS_INCOMPLETE
             header = part.header._replace(status=status)
             self._write_headers(part._replace(header=header))
-        sizes = [max(part.data, end) for part, end in zip(self._parts, self._data_ends)]
-        for part, size in zip(self._parts, sizes):
-            part.output.finish(size)
-        return sum(sizes)
+        size = 0
+        for part in self._parts:
+            end = max(part.data, self._data_ends[part.number])
+            end += self._write_checksums(part, end)
+            part.output.finish(end)
+            size += end
+        return size
+
+    def _write_checksums(self, part: _Part, end: int) -> int:
+        """Write the table of checksums at the end of a part; returns its size."""
+        mine = np.array(self._part_of, np.int64) == part.number
+        found = [self._item_rows[mine]]
+        for number in self._rewritten:
+            if self._part_of[number] == part.number:
+                pages = slice(self.before[number], self.before[number + 1])
+                found.append(self._page_rows[pages])
+        rows = list(self._checksums[part.number].values())
+        for some in found:
+            rows += [Row(*row) for row in some[some["size"] > 0].tolist()]
+        # What workers that were killed wrote is of no page.
+        table = pack_trailer([row for row in rows if row.offset + row.size <= end], end)
+        if self._limit is not None and end + len(table) > self._limit:
+            return 0
+        try:
+            part.output.write(table, end)
+        except OutputFull:
+            return 0
+        return len(table)
 
 
 class ElfWriter(Writer):
@@ -468,7 +535,9 @@ class ElfWriter(Writer):
             offset = self._offsets(gaps[start : start + 1])[0]
             self._put(self._outputs[0], zeros * (stop - start), int(offset))
 
-    def _write(self, number: int, pieces: list[tuple[Pfns, int]]) -> None:
+    def _write(
+        self, number: int, pieces: list[tuple[Pfns, int]], alone: bool = False
+    ) -> None:
         output = self._outputs[0]
         zeros = bytes(self.vmcore.page_size)
         # Counted when all is done: whoever fails is followed by others.

@@ -10,6 +10,7 @@ file that code is mapped from.
 import ast
 import contextlib
 import importlib
+import importlib.util
 import io
 import pkgutil
 import sys
@@ -17,11 +18,18 @@ import traceback
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
 
+# Python's own; not every distribution has them.
+_SHA2 = ("_sha2",) if sys.version_info >= (3, 12) else ("_sha256", "_sha512")
+_HASHES = ("_md5", "_sha1", "_sha3", "_blake2", *_SHA2)
+
 
 def _load() -> None:
     """Import what is needed, and also what is needed only now and then."""
     # The decode half is not for a capture kernel.
     sys.modules["drgn"] = None  # type: ignore[assignment]
+    if all(map(importlib.util.find_spec, _HASHES)):
+        # hashlib then does without OpenSSL, which has 5 MB.
+        sys.modules["_hashlib"] = None  # type: ignore[assignment]
     import drgn_tools
 
     for found in pkgutil.walk_packages(drgn_tools.__path__, "drgn_tools."):
@@ -55,7 +63,12 @@ def _use(core: str, target: str) -> None:
 
     # One job: what a worker imports would stay in the worker.
     extract = ["extract", "-d", "1", "--jobs", "1", core, target]
-    good = (extract, ["extract", "--help"], ["info", core])
+    good = (
+        [*extract, "--sha256", "--verify"],
+        ["extract", "--help"],
+        ["info", target],
+        ["verify", target],
+    )
     # The target is there by then.
     bad = (extract, [*extract, "--no-such-option"], [*extract, "-d", "32"])
     said = io.StringIO()

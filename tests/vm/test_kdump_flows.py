@@ -97,7 +97,7 @@ def crash(
         # Twice, for what there is only for a moment.
         first, second = (set(map(int, vm.run(TASKS).text.split())) for _ in "12")
         dumps.crash(vm)
-        vm.wait_for(done, 300, panic=True)
+        vm.wait_for(done, 600, panic=True)
         vm.wait_end()
     bench.run(["debugfs", "-R", "rdump /var/crash .", work / "disk"], cwd=work)
     files = {

@@ -15,10 +15,11 @@ import numpy.typing as npt
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from contrib import bundle
 from tests.command import environment
 from tests.command_lines import CHECKED, CHECKED_DIFFERENTLY
 
-from . import capture_python, dumps, kernels, peers, qemu
+from . import dumps, kernels, peers, qemu
 from .dumps import Dump, Spec
 from .test_extract import bitmap, physical, runs, unexplained
 
@@ -298,7 +299,7 @@ kill $!
 
 def test_memory_usage_of_a_live_kernel() -> None:
     """Asked one after the other: but for what moved meanwhile, they say the same."""
-    python = capture_python.files()
+    python = bundle.files()
     loader = next(Path(n).name for n in python if n.startswith("lib/ld-"))
     peer_loader, *_, program = map(Path, peers.argv("makedumpfile-sid"))
     peer = program.parents[1]

@@ -277,15 +277,13 @@ def usage(table: bytes) -> dict[str, int]:
     return {name.decode(): int(pages) for name, pages in [*rows, *total]}
 
 
-# Ours stays until theirs is done, with the memory that it takes. It asks twice, for
-# the first time leaves many a free page in the CPU's own list, which is none of FREE.
+# Ours stays until theirs is done, with the memory that it takes.
 LIVE = """
 dd if=/dev/urandom of=/dev/shm/noise bs=1M count=100 || exit 1
 PYTHONHOME=/python PYTHONPATH=/python/modules \\
 /python/lib/{loader} --library-path /python/lib /python/python3 -sS -c '
 import time
 from drgn_tools.makedumpfile import _command
-_command(["--mem-usage", "/proc/kcore"])
 _command(["--mem-usage", "/proc/kcore"])
 print("END", flush=True)
 time.sleep(1000)
@@ -323,9 +321,13 @@ def test_memory_usage_of_a_live_kernel() -> None:
     theirs["KERN_DATA"] -= overlap
     theirs["Total pages"] -= 192 * 256 + overlap
     assert ours["Total pages"] == theirs["Total pages"]
+    # A CPU has up to 50 MiB of free pages in a list of its own, which nobody can tell
+    # from the kernel's.
+    for table in (ours, theirs):
+        table["KERN_DATA"] += table.pop("FREE")
     # What Python had while it counted and has given back: 10 MiB.
     for name, pages in theirs.items():
-        assert abs(ours[name] - pages) < 2560, (name, ours, theirs)
+        assert abs(ours[name] - pages) < 2560, f"{name}\n{ours}\n{theirs}"
 
 
 # --- failures ---------------------------------------------------------------------

@@ -3,19 +3,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
-import os
-import signal
-import sys
-from types import FrameType
 from typing import NoReturn
 
 import click
 
-from drgn_tools.errors import STOP_SIGNALS, DumpError, Stopped
-from drgn_tools.text import printable
+from drgn_tools.errors import DumpError
+from drgn_tools.start import complain, start
 
 # Each command's module, imported when the command is used.
 _COMMANDS = {
@@ -48,67 +42,21 @@ def commands() -> None:
     """What a dead kernel leaves behind, taken out fast and read in full."""
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:
-    for number in STOP_SIGNALS:
-        # Tidying up is not to be stopped.
-        signal.signal(number, signal.SIG_IGN)
-    raise Stopped(signum)
-
-
-def _complain(message: str) -> None:
-    with contextlib.suppress(OSError):
-        print(printable(message), file=sys.stderr)
-
-
-def _discard_stdout() -> None:
-    """What could not be printed, Python would try to print again at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
 def main() -> NoReturn:
     """Run ``drgn-tools``. Exit status: 0 done, 1 failed, 2 wrong usage."""
-    status = _run()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-    # Nothing is left to tidy up, and Python would take 15 ms to find that out.
-    os._exit(status)
+    start("drgn-tools", _run)
 
 
 def _run() -> int:
-    # numpy's linear algebra, which nothing here uses, starts a thread per CPU.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    for number in STOP_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # As under nohup.
-            signal.signal(number, _stop)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names and logs may have any character.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = commands(prog_name="drgn-tools", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return status if isinstance(status, int) else 0
     except click.UsageError as error:
         name = error.ctx.command_path if error.ctx else "drgn-tools"
-        _complain(f"{name}: {error.format_message()} (see {name} --help)")
+        complain(f"{name}: {error.format_message()} (see {name} --help)")
         return 2
-    except (DumpError, click.ClickException) as error:
-        _complain(f"drgn-tools: {error}")
-        return 1
-    except Stopped as stopped:
-        number = signal.Signals(stopped.signum)
-        _complain(f"drgn-tools: stopped by {number.name}")
-        return 128 + number
-    except BrokenPipeError:
-        # Whoever read our output has enough of it.
-        _discard_stdout()
-        return 1
-    except OSError as error:
-        # With files, that is a DumpError.
-        _complain(f"drgn-tools: cannot print: {error.strerror}")
-        _discard_stdout()
-        return 1
+    except click.ClickException as error:
+        raise DumpError(str(error)) from None
+    return status if isinstance(status, int) else 0
 
 
 if __name__ == "__main__":

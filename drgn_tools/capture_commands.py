@@ -109,6 +109,7 @@ def extract(
     from drgn_tools.extract import extract
     from drgn_tools.pages import ALWAYS_EXCLUDED, excluded_classes, parse_levels
     from drgn_tools.text import printable
+    from drgn_tools.vmcoreinfo import read_file
 
     if codecs and codec_name:
         raise click.UsageError(f"--compress {codec_name} and another codec")
@@ -142,7 +143,7 @@ def extract(
         elf=elf,
         limit=limit,
         dry_run=dry_run,
-        vmcoreinfo=_content(vmcoreinfo) if vmcoreinfo else None,
+        vmcoreinfo=read_file(vmcoreinfo) if vmcoreinfo else None,
     )
     output = ", ".join(outputs) or "standard output"
     _print_summary(summary, output, levels)
@@ -150,7 +151,7 @@ def extract(
         print(f"SHA-256 {_sha256(path)}  {printable(path)}", file=sys.stderr)
     unsound = verified and not _all_sound(outputs, jobs, summary.incomplete)
     if summary.incomplete:
-        why = f"{output} is incomplete: {_what_is_missing(summary)}"
+        why = f"{output} is incomplete: {summary.why_incomplete}"
         if not summary.stopped:
             raise DumpError(why)
         print(printable(why), file=sys.stderr)
@@ -192,32 +193,6 @@ def _sha256(path: str) -> str:
     except OSError as error:
         raise DumpError(f"cannot read {path}: {error.strerror}") from None
     return digest.hexdigest()
-
-
-def _content(path: str) -> bytes:
-    from drgn_tools.errors import DumpError
-
-    try:
-        with open(path, "rb") as file:
-            # More than a note may have, so that too much is noticed.
-            return file.read(2 << 20)
-    except OSError as error:
-        raise DumpError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _what_is_missing(summary: Summary) -> str:
-    reasons = []
-    if summary.stopped:
-        reasons.append(f"{summary.unwritten} pages were not written in time")
-    elif summary.unwritten:
-        reasons.append(f"no room for {summary.unwritten} pages")
-    if summary.lost:
-        pfn, why = next(iter(summary.lost.items()))
-        reasons.append(
-            f"{len(summary.lost)} pages could not be read, "
-            f"the first at {pfn * summary.page_size:#x}: {why}"
-        )
-    return "; ".join(reasons)
 
 
 def _classes(text: str | None, option: str) -> frozenset[PageClass]:

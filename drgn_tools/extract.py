@@ -15,19 +15,19 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from drgn_tools.codecs import Codec
 from drgn_tools.errors import DumpError, OutputFull, Stopped
-from drgn_tools.output import File, Nothing, Output, Stream, check_target
+from drgn_tools.output import Nothing, Output, Stream, check_target, files
 from drgn_tools.pages import PageClass, excluded_classes
 from drgn_tools.plan import Plan, make_plan
 from drgn_tools.progress import Progress
 from drgn_tools.vmcore import open_vmcore
-from drgn_tools.workers import Inbox, run
+from drgn_tools.workers import Inbox, affordable, run
 from drgn_tools.writer import ElfWriter, KdumpWriter, Writer
 
 # With this share of such pages among those kept, a codec's kernel_level is
@@ -74,6 +74,22 @@ class Summary(NamedTuple):
         """Pages are missing that should be there: the output says so."""
         return bool(self.lost or self.unwritten or self.stopped)
 
+    @property
+    def why_incomplete(self) -> str:
+        """What is missing, for people."""
+        reasons = []
+        if self.stopped:
+            reasons.append(f"{self.unwritten} pages were not written in time")
+        elif self.unwritten:
+            reasons.append(f"no room for {self.unwritten} pages")
+        if self.lost:
+            pfn, why = next(iter(self.lost.items()))
+            reasons.append(
+                f"{len(self.lost)} pages could not be read, "
+                f"the first at {pfn * self.page_size:#x}: {why}"
+            )
+        return "; ".join(reasons)
+
 
 def extract(
     source: str,
@@ -102,7 +118,7 @@ def extract(
         what one of them leaves, the next is tried.
     :param codec: None stores pages as they are.
     :param codec_level: None for the one that suits the pages that are kept.
-    :param jobs: how many processes work on it.
+    :param jobs: how many processes work on it, if there is memory for so many.
     :param force: replace existing files.
     :param partial: accept a cut-short input and keep what is there.
     :param elf: write an ELF core, not a kdump-compressed file.
@@ -115,6 +131,7 @@ def extract(
     :raises DumpError: if it cannot be done; then nothing is left behind.
     """
     started = time.monotonic()
+    jobs = affordable(jobs)
     with open_vmcore(source, vmcoreinfo) as vmcore:
         for target in targets:
             check_target(target, force, (source,))
@@ -139,10 +156,13 @@ def extract(
             last = tried + 1 == len(excluded)
             try:
                 with contextlib.ExitStack() as stack:
-                    outputs = []
-                    for output in _open_outputs(targets, dry_run):
-                        stack.callback(output.close)
-                        outputs.append(output)
+                    outputs: Sequence[Output]
+                    if dry_run:
+                        outputs = [Nothing() for _ in targets or "1"]
+                    elif targets:
+                        outputs = stack.enter_context(files(*targets))
+                    else:
+                        outputs = [stack.enter_context(contextlib.closing(Stream(1)))]
                     writer: Writer = (
                         ElfWriter(vmcore, plan, outputs, limit)
                         if elf
@@ -179,15 +199,6 @@ def level_for(codec: Codec, plan: Plan) -> int:
     kernel = sum(int(plan.kept[page_class]) for page_class in _KERNEL_CLASSES)
     many = kernel >= _KERNEL_SHARE * plan.kept.sum()
     return codec.kernel_level if many else codec.default_level
-
-
-def _open_outputs(targets: Sequence[str], dry_run: bool) -> Iterator[Output]:
-    if dry_run:
-        yield from (Nothing() for _ in targets or "1")
-    elif targets:
-        yield from map(File, targets)
-    else:
-        yield Stream(1)
 
 
 class _Done(NamedTuple):

@@ -16,6 +16,7 @@ import mmap
 import os
 import select
 import signal
+from collections.abc import Iterator
 from typing import Protocol
 
 from drgn_tools.errors import STOP_SIGNALS, DumpError, OutputFull
@@ -162,6 +163,24 @@ class File:
         if error.errno in _FULL:
             return OutputFull(message, written)
         return DumpError(message)
+
+
+@contextlib.contextmanager
+def files(*targets: str) -> Iterator[list[File]]:
+    """Files that are closed in the end, whatever happens from the first on."""
+    opened: list[File] = []
+    try:
+        # Between a file and this list, a signal would leave one behind.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            for target in targets:
+                opened.append(File(target))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        yield opened
+    finally:
+        for file in opened:
+            file.close()
 
 
 class Stream:

@@ -9,6 +9,13 @@ import time
 from drgn_tools.text import binary_size
 
 _INTERVAL = 0.2
+_silent = False
+
+
+def silence() -> None:
+    """Show no progress from now on, on no terminal."""
+    global _silent
+    _silent = True
 
 
 class Progress:
@@ -26,7 +33,8 @@ class Progress:
         self._start = time.monotonic()
         self._next = self._start + _INTERVAL
         self._shown = False
-        self._terminal = sys.stderr.isatty()
+        shown = not _silent and sys.stderr is not None
+        self._terminal = shown and sys.stderr.isatty()
 
     def update(self, done: int) -> None:
         """Show that *done* of the total is done, unless that was just shown."""

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from drgn_tools.errors import DumpError, OutputFull
 from drgn_tools.formats import elf, flattened, kdump
-from drgn_tools.output import File, check_target
+from drgn_tools.output import File, check_target, files
 from drgn_tools.progress import Progress
 from drgn_tools.text import binary_size
 from drgn_tools.vmcore import BITS_SET, Run, Vmcore, merge_runs, open_vmcore
@@ -66,7 +66,7 @@ def rearrange(source_fd: int, target: str, force: bool) -> None:
     """
     _check_source(source_fd, target)
     check_target(target, force)
-    with contextlib.closing(File(target)) as output:
+    with files(target) as (output,):
         arrived = _Arrived()
         try:
             _replay(source_fd, output, arrived)
@@ -331,7 +331,7 @@ def reassemble(sources: list[str], target: str, force: bool) -> None:
     zero_page = 0
     lost = 0
     eraseinfo = b""
-    with contextlib.closing(File(target)) as output:
+    with files(target) as (output,):
         with open_vmcore(parts[0].path, part=True) as vmcore:
             headers = bytearray(vmcore.file_data(header.bitmap_offset, 0))
             bitmaps = Run(header.bitmap_offset, header.descriptors_offset)

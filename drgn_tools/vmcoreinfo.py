@@ -70,6 +70,20 @@ class Vmcoreinfo:
             raise DumpError(f"VMCOREINFO is damaged: {key} is {value[:40]!r}") from None
 
 
+def read_file(path: str) -> bytes:
+    """
+    Text of a VMCOREINFO file, to go by instead of a dump's own.
+
+    :raises DumpError: if it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            # More than a note may have, so that too much is noticed.
+            return file.read(2 << 20)
+    except OSError as error:
+        raise DumpError(f"cannot read {path}: {error.strerror}") from None
+
+
 def require(value: int | None, key: str, low: int, high: int) -> int:
     """
     *value* itself, once it is known to be there and plausible.

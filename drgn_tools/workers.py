@@ -33,6 +33,9 @@ _TICK = 100
 _UNREADABLE = 2
 # mmap.MAP_NORESERVE is new in Python 3.11.
 _MAP_NORESERVE = 0x4000
+# Bytes that one more worker takes at most, and bytes to leave to the kernel.
+_WORKER_MEMORY = 16 << 20
+_RESERVE = 32 << 20
 # What run() counts: the next number to take, and for each worker the number
 # that it is at, plus one.
 _NEXT, _FIRST_SLOT = range(2)
@@ -112,6 +115,21 @@ class Inbox(NamedTuple):
     """Readable when there is something."""
     serve: Callable[[], None]
     """Does it."""
+
+
+def affordable(workers: int) -> int:
+    """
+    As many workers as there is memory for, at most *workers* and at least 1: a
+    capture kernel has little of it, and scripts ask for one for each CPU.
+    """
+    available = None
+    with contextlib.suppress(OSError, ValueError), open("/proc/meminfo") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) << 10
+    if available is None:
+        return workers
+    return max(1, min(workers, (available - _RESERVE) // _WORKER_MEMORY))
 
 
 def run(

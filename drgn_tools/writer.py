@@ -34,10 +34,10 @@ from drgn_tools.workers import Counters, SharedBytes
 _ITEM_PAGES = 1024
 # Bytes of bitmap written at once; pieces that are all zero become holes.
 _BITMAP_PIECE = 1 << 16
-# Descriptors written at once. Of a stream that is cut, the pages are lost whose
-# descriptors have not come; but crash, which sorts the pieces of a flattened file
-# one by one, takes long over many of them.
-_DESCRIPTORS = 8192
+# Items whose descriptors are written at once. Of a stream that is cut, the pages
+# are lost whose descriptors have not come; but crash, which sorts the pieces of a
+# flattened file one by one, takes long over many of them.
+_FLUSHED_ITEMS = 8
 # Fewer excluded pages than this do not end an ELF segment, as in makedumpfile:
 # they read as zeros.
 _ELF_GAP = 256
@@ -406,17 +406,19 @@ class KdumpWriter(Writer):
         rows["offset"] = np.where(ends <= room, offsets, 0)
 
     def flush(self, done: int) -> None:
-        first = self._flushed
-        pages = self.before[done] - self.before[first]
-        if pages < _DESCRIPTORS and done < self.items:
-            return
-        self._write_descriptors(first, done)
-        # Not before: a signal may end it anywhere, and then it is done again.
-        self._flushed = done
         size = kdump.DESCRIPTOR.itemsize
-        self._shared_table.give_back(
-            self.before[first] * size, self.before[done] * size
-        )
+        # In the same pieces whenever it is called.
+        while self._flushed < done:
+            first, end = self._flushed, self._flushed + _FLUSHED_ITEMS
+            if end > done:
+                if done < self.items:
+                    break
+                end = done
+            self._write_descriptors(first, end)
+            # Not before: a signal may end it anywhere, and then it is done again.
+            self._flushed = end
+            begin, stop = self.before[first] * size, self.before[end] * size
+            self._shared_table.give_back(begin, stop)
 
     def rewrite(self, number: int) -> None:
         self._rewritten.append(number)

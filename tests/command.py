@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple, NoReturn
 
 COMMAND = (sys.executable, "-m", "drgn_tools")
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +48,17 @@ def drgn_tools_forked(*arguments: object) -> Outcome:
     """
     from drgn_tools.__main__ import main
 
+    return _forked(main, "drgn-tools", *arguments)
+
+
+def makedumpfile_forked(*arguments: object) -> Outcome:
+    """The same for drgn-makedumpfile."""
+    from drgn_tools.makedumpfile import main
+
+    return _forked(main, "drgn-makedumpfile", *arguments)
+
+
+def _forked(main: Callable[[], NoReturn], name: str, *arguments: object) -> Outcome:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if not pid:
@@ -59,7 +70,7 @@ def drgn_tools_forked(*arguments: object) -> Outcome:
                 sys.stderr = os.fdopen(2, "w", buffering=1)
                 # That it reaches the disk is not what this is for, and slow.
                 os.fsync = lambda fd: None
-                sys.argv = ["drgn-tools", *map(str, arguments)]
+                sys.argv = [name, *map(str, arguments)]
                 main()
             except SystemExit as error:
                 status = error.code if isinstance(error.code, int) else 98

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -141,6 +142,25 @@ def test_shared_bytes() -> None:
     assert [shared.array[at] for at in ones] == [1, 0, 0, 0, *[1] * 6]
     with pytest.raises(DumpError, match="no room"):
         workers.SharedBytes(1 << 62)
+
+
+@pytest.mark.parametrize(
+    ("mib", "expected"), [(0, 1), (40, 1), (64, 2), (130, 6), (100_000, 32)]
+)
+def test_as_many_as_there_is_memory_for(
+    mib: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "meminfo"
+    path.write_text(f"MemTotal: 5000000 kB\nMemAvailable:  {mib << 10} kB\n")
+    real = open
+    monkeypatch.setattr(
+        "builtins.open", lambda name, *a: real(path if "meminfo" in name else name, *a)
+    )
+    assert workers.affordable(32) == expected
+    path.write_text("MemTotal: 5000000 kB\n")
+    assert workers.affordable(32) == 32
+    path.unlink()
+    assert workers.affordable(32) == 32
 
 
 def test_no_worker_is_this_process(done: Counters) -> None:

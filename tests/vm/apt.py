@@ -360,6 +360,8 @@ def unpack(deb: Path, folder: Path, members: Optional[Sequence[str]] = None) -> 
     folder.mkdir(parents=True, exist_ok=True)
     dpkg = [bench.program("dpkg-deb"), "--fsys-tarfile", str(deb)]
     tar = [bench.program("tar"), "-x", "-C", str(folder), "--no-same-owner"]
+    # /bin and the like may be links to folders below /usr.
+    tar.append("--keep-directory-symlink")
     if members is not None:
         tar += ["--wildcards", "--no-anchored", "--", *members]
     with subprocess.Popen(dpkg, stdout=subprocess.PIPE) as source:

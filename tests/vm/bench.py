@@ -31,6 +31,7 @@ PROGRAMS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "strip": "binutils",
     "tar": "tar",
+    "unshare": "util-linux",
     "xz": "xz-utils",
 }
 """Host programs, and the Debian package of each."""

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import pytest
 from drgn.helpers.linux.pid import for_each_task
 
-from drgn_tools.codecs import CODECS
-from tests.synthetic import Machine, write_elf
+from contrib import bundle
+from drgn_tools.rearrange import rearrange
 
-from . import bench, capture_python, dumps, kernels, qemu
+from . import bench, dumps, guest, kernels, peers, qemu
 from .kernels import Kernel
 from .test_extract import assert_reads_back, bitmap, extract, program
 
@@ -59,43 +59,23 @@ class Capture(NamedTuple):
     """/proc/vmcore, all of it."""
     outputs: Path
     """What was on the disk in the end; the dumps are named by their levels."""
+    flat: Path
+    """The disk to which a pipe went."""
     runs: dict[int, Run]
     log: str
 
 
-def test_python_works_by_itself(tmp_path: Path) -> None:
-    """Wherever its folder is, and with nothing else; every codec, and complaints."""
-    home, core, target = tmp_path / "home", tmp_path / "core", tmp_path / "dump"
-    for name, content in capture_python.files().items():
-        path = home / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        path.chmod(0o755)
-    machine = Machine()
-    write_elf(core, machine.loads(), machine.notes())
-
-    def drgn_tools(*arguments: object) -> tuple[int, str]:
-        done = subprocess.run(
-            [home / "drgn-tools", *map(str, arguments)],
-            env={},
-            capture_output=True,
-            text=True,
-        )
-        return done.returncode, done.stdout + done.stderr
-
-    for codec in CODECS:
-        options = ("--compress", codec, "--jobs", "2", "-f")
-        status, said = drgn_tools("extract", *options, core, target)
-        assert status == 0, said
-        assert_reads_back(core, target)
-    status, said = drgn_tools("info", target)
-    assert (status, "kdump-compressed" in said) == (0, True), said
-    assert drgn_tools("extract", core, target) == (
-        1,
-        f"drgn-tools: {target} exists (-f replaces it)\n",
+def initramfs(path: Path, kernel: Kernel) -> Path:
+    """Write the initramfs of a capture kernel that does what extract-init.sh says."""
+    return guest.initramfs(
+        path,
+        kernel,
+        init="extract-init.sh",
+        programs=("copy",),
+        load=("virtio_pci", "virtio_blk", "ext4"),
+        modules=("crc32c_generic",),
+        files={f"/python/{name}": data for name, data in bundle.files().items()},
     )
-    status, said = drgn_tools("extract", "--job", core, target)
-    assert (status, "--job" in said) == (2, True), said
 
 
 @pytest.fixture(scope="module")
@@ -103,19 +83,22 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Capture:
     kernel = kernels.get("6.1")
     work = tmp_path_factory.mktemp("capture")
     disk, vmcore, outputs = work / "disk", work / "vmcore", work / "outputs"
-    with disk.open("wb") as file:
-        file.truncate(MEMORY_MIB << 20)
+    flat = work / "flat"
+    for path in (disk, flat):
+        with path.open("wb") as file:
+            file.truncate(MEMORY_MIB << 20)
     bench.run(["mkfs.ext4", "-q", disk])
     with dumps.armed(
         kernel,
         vmcore,
         memory_mib=MEMORY_MIB,
         crashkernel_mib=CRASHKERNEL_MIB,
-        capture=capture_python.initramfs(work / "initramfs", kernel),
+        capture=initramfs(work / "initramfs", kernel),
         cmdline=CMDLINE,
         disks=[
             qemu.Disk(disk, "dumps", keep=True, write_mib=DISK_MIB_PER_SECOND),
             qemu.Disk(dumps.seed(), "seed"),
+            qemu.Disk(flat, "flat", keep=True),
         ],
         kaslr=True,
         smp=CPUS,
@@ -128,7 +111,7 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Capture:
     outputs.mkdir()
     bench.run(["debugfs", "-R", "rdump / outputs", disk], cwd=work)
     log = (work / "serial.log").read_text(errors="replace")
-    return Capture(kernel, vmcore, outputs, runs, log)
+    return Capture(kernel, vmcore, outputs, flat, runs, log)
 
 
 def _wait(vm: qemu.VM, level: int) -> Run:
@@ -185,3 +168,17 @@ def test_drgn_lists_all_tasks(capture: Capture) -> None:
         seen.append([(task.pid.value_(), task.comm.string_()) for task in tasks])
     assert {b"init", b"kthreadd"} <= {comm for _, comm in seen[0]}
     assert seen == [seen[0]] * len(seen)
+
+
+def test_a_pipe_gets_the_same_dump(capture: Capture, tmp_path: Path) -> None:
+    """makedumpfile and we make the same of the stream, and it has the same pages."""
+    assert "bench: pipe status 0" in capture.log
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    argv = [*peers.argv("makedumpfile-sid"), "-R", str(theirs)]
+    with capture.flat.open("rb") as disk:
+        subprocess.run(argv, stdin=disk, check=True, capture_output=True)
+        disk.seek(0)
+        rearrange(disk.fileno(), str(ours), False)
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert (bitmap(ours) == bitmap(capture.outputs / "31")).all()
+    assert_reads_back(capture.vmcore, ours)

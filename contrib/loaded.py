@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the capture half loads, told by a process that has loaded all of it.
 
-capture_python.py runs this file as a program: loaded.py CORE TARGET, where CORE is a
-dump and TARGET what to write. It prints a line for each Python module that has a file:
-its name, "package" or "module", and the file; then a line for each file that code is
-mapped from.
+bundle.py runs this file as a program: loaded.py CORE TARGET, where CORE is a dump that
+`extract -d 1` takes and TARGET what to write. It prints a line for each Python module
+that has a file: its name, "package" or "module", and the file; then a line for each
+file that code is mapped from.
 """
 
 import ast
 import contextlib
 import importlib
+import importlib.util
 import io
 import pkgutil
 import sys
@@ -17,12 +18,18 @@ import traceback
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
 
+# Python's own; not every distribution has them.
+_SHA2 = ("_sha2",) if sys.version_info >= (3, 12) else ("_sha256", "_sha512")
+_HASHES = ("_md5", "_sha1", "_sha3", "_blake2", *_SHA2)
+
 
 def _load() -> None:
     """Import what is needed, and also what is needed only now and then."""
-    importlib.import_module("runpy")  # Runs a folder.
     # The decode half is not for a capture kernel.
     sys.modules["drgn"] = None  # type: ignore[assignment]
+    if all(map(importlib.util.find_spec, _HASHES)):
+        # hashlib then does without OpenSSL, which has 5 MB.
+        sys.modules["_hashlib"] = None  # type: ignore[assignment]
     import drgn_tools
 
     for found in pkgutil.walk_packages(drgn_tools.__path__, "drgn_tools."):
@@ -55,8 +62,13 @@ def _use(core: str, target: str) -> None:
     from drgn_tools.errors import DumpError
 
     # One job: what a worker imports would stay in the worker.
-    extract = ["extract", "--jobs", "1", core, target]
-    good = (extract, ["extract", "--help"], ["info", core])
+    extract = ["extract", "-d", "1", "--jobs", "1", core, target]
+    good = (
+        [*extract, "--sha256", "--verify"],
+        ["extract", "--help"],
+        ["info", target],
+        ["verify", target],
+    )
     # The target is there by then.
     bad = (extract, [*extract, "--no-such-option"], [*extract, "-d", "32"])
     said = io.StringIO()

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple, Union
 
 import numpy as np
@@ -88,14 +88,15 @@ def rows_of(pread: Callable[[int, int], bytes], offset: int, end: int) -> Iterat
         offset += len(data)
 
 
-def pack_trailer(rows: Iterable[Row], offset: int) -> bytes:
+def pack_trailer(rows: npt.ArrayLike, offset: int) -> bytes:
     """
     What to write at *offset*, the end of the file so far.
 
-    :param rows: in any order. What none is about is not checked later.
+    :param rows: of :data:`ROW`, in any order. What none is about is not checked later.
     :raises ValueError: if rows overlap, reach beyond *offset* or are too many.
     """
-    table = np.array(sorted(rows), ROW)
+    table = np.array(rows, ROW)
+    table = table[np.argsort(table["offset"], kind="stable")]
     if not _in_order(table, offset) or len(table) > _MAX_ROWS:
         raise ValueError("rows that do not fit the file or each other")
     raw = table.tobytes()

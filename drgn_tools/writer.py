@@ -251,6 +251,8 @@ class KdumpWriter(Writer):
         # was written by itself, which costs nothing where none was.
         self._item_rows = SharedBytes(self.items * ROW.itemsize).array.view(ROW)
         self._page_rows = SharedBytes(plan.pages * ROW.itemsize).array.view(ROW)
+        # Of the items' descriptors.
+        self._descriptor_rows = np.zeros(self.items, ROW)
         self._rewritten: list[int] = []
         # Of all the rest: per part, by where it is.
         self._checksums: list[dict[int, Row]] = [{} for _ in outputs]
@@ -437,10 +439,8 @@ class KdumpWriter(Writer):
             self._tallies[number] = np.count_nonzero(offsets), zeros
             data_end = int(np.max(np.where(offsets, offsets + rows["size"], 0)))
             self._data_ends[part_number] = max(self._data_ends[part_number], data_end)
-            # A row each, which rewrite() replaces.
             at = self._parts[part_number].descriptor_at(self.before[number])
-            row = Row(at, rows.nbytes, crc32(rows.tobytes()))
-            self._checksums[part_number][at] = row
+            self._descriptor_rows[number] = at, rows.nbytes, crc32(rows.tobytes())
         for part in self._parts:
             start = max(self.before[first], part.first)
             stop = min(self.before[end], part.first + part.pages)
@@ -467,16 +467,19 @@ class KdumpWriter(Writer):
     def _write_checksums(self, part: _Part, end: int) -> int:
         """Write the table of checksums at the end of a part; returns its size."""
         mine = np.array(self._part_of, np.int64) == part.number
-        found = [self._item_rows[mine]]
+        found = [
+            np.array(list(self._checksums[part.number].values()), ROW),
+            self._descriptor_rows[mine],
+            self._item_rows[mine],
+        ]
         for number in self._rewritten:
             if self._part_of[number] == part.number:
                 pages = slice(self.before[number], self.before[number + 1])
                 found.append(self._page_rows[pages])
-        rows = list(self._checksums[part.number].values())
-        for some in found:
-            rows += [Row(*row) for row in some[some["size"] > 0].tolist()]
+        rows = np.concatenate(found)
         # What workers that were killed wrote is of no page.
-        table = pack_trailer([row for row in rows if row.offset + row.size <= end], end)
+        ends = rows["offset"] + rows["size"]
+        table = pack_trailer(rows[(rows["size"] > 0) & (ends <= end)], end)
         if self._limit is not None and end + len(table) > self._limit:
             return 0
         try:

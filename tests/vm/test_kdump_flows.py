@@ -145,7 +145,9 @@ def dracut(work: Path, kernel: Kernel, collector: str) -> tuple[Path, str]:
         [
             *("dracut", "--force", "--no-hostonly", "--compress", "zstd -3"),
             *("--modules", "base kernel-modules rootfs-block udev-rules drgn-tools"),
-            *("--drivers", " ".join(DRIVERS), "--kver", kernel.release),
+            # No others, and these without udev having to find what needs them.
+            *("--drivers", " ".join(DRIVERS), "--force-drivers", " ".join(DRIVERS)),
+            *("--kver", kernel.release),
             *("--include", "/watch.sh", "/usr/lib/dracut/hooks/pre-pivot/10-watch.sh"),
             "/image",
         ],

@@ -213,6 +213,8 @@ def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass], jobs: int = 1) -> 
     :raises DumpError: if VMCOREINFO does not say enough to tell them.
     """
     warnings = []
+    if vmcore.live:
+        warnings.append("memory changed while it was read: pages may not fit together")
     struct_pages = None
     max_mapnr = vmcore.max_pfn
     try:

@@ -410,6 +410,8 @@ class _ElfVmcore(Vmcore):
             # What is set aside for the kernel after this one is not its own.
             for hole in _crash_kernel():
                 extents = [part for e in extents for part in _without(e, *hole)]
+            # The file's own is all that addresses can be.
+            self.size = sum(extent.end - extent.paddr for extent in extents)
         # The kernel image is in two segments: take every byte once.
         self._extents: list[_Extent] = []
         taken = 0

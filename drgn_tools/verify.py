@@ -26,7 +26,7 @@ import numpy.typing as npt
 from drgn_tools import checksums, codecs
 from drgn_tools.errors import DumpError
 from drgn_tools.formats import elf, flattened, kdump
-from drgn_tools.formats.notes import NT_PRSTATUS
+from drgn_tools.formats.notes import NT_PRSTATUS, NT_TASKSTRUCT
 from drgn_tools.progress import Progress
 from drgn_tools.vmcore import BITS_SET, Vmcore, open_vmcore
 from drgn_tools.vmcoreinfo import Vmcoreinfo, if_sound
@@ -585,8 +585,8 @@ def _check_kdump_notes(
 
 _NHDR = struct.Struct("<III")
 _PRSTATUS_SIZE = 336
-# What /proc/kcore has beside it: NT_PRPSINFO, NT_TASKSTRUCT.
-_KCORE_NOTES = (3, 4)
+# What /proc/kcore has beside it: NT_PRPSINFO.
+_KCORE_NOTES = (3, NT_TASKSTRUCT)
 
 
 def _check_notes(notes: bytes, found: _Found) -> tuple[int, bytes | None, int]:

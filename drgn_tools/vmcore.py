@@ -27,7 +27,13 @@ import numpy.typing as npt
 from drgn_tools import codecs
 from drgn_tools.errors import DumpError, MissingMemory
 from drgn_tools.formats import elf, flattened, kdump
-from drgn_tools.formats.notes import NT_LIVE, NT_PRSTATUS, iter_notes, pack_note
+from drgn_tools.formats.notes import (
+    NT_LIVE,
+    NT_PRSTATUS,
+    NT_TASKSTRUCT,
+    iter_notes,
+    pack_note,
+)
 from drgn_tools.progress import Progress
 from drgn_tools.text import binary_size
 from drgn_tools.translate import Translator
@@ -376,7 +382,10 @@ class _ElfVmcore(Vmcore):
             self.live = os.path.samestat(os.fstat(fd), os.stat("/proc/kcore"))
         if self.live:
             self.format = "live kernel"
-            # At the end: nobody's offsets change.
+            # At the end: nobody's offsets change. The first is what crash takes for
+            # the sign of a live dump, with the task that wrote it, here none: it then
+            # does not look for a panic on all stacks, and give up at one in motion.
+            notes += pack_note(b"SNAP", NT_TASKSTRUCT, bytes(8))
             notes += pack_note(b"DRGN_TOOLS", NT_LIVE, _LIVE_NOTE)
         self._set_notes(notes)
         self.loads = tuple(loads)

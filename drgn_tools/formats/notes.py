@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 _NHDR = struct.Struct("<III")
 NT_PRSTATUS = 1
+NT_TASKSTRUCT = 4
 #: Of our own notes, named DRGN_TOOLS: the dump is of a running kernel; why it
-#: matters, as text.
-NT_LIVE = 1
+#: matters, as text. A number of its own: crash goes by the type alone, and would
+#: take 1 for registers.
+NT_LIVE = 0x4556494C
 
 
 class Note(NamedTuple):

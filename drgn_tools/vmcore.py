@@ -363,6 +363,7 @@ class _ElfVmcore(Vmcore):
         self, path: str, fd: int, size: int, flat: flattened.Index | None
     ) -> None:
         super().__init__(path, fd, size, flat)
+        self._opener = os.getpid()
         notes = b""
         loads = []
         places = []
@@ -435,6 +436,17 @@ class _ElfVmcore(Vmcore):
         self._whole = [
             Run(-(-e.paddr // _PAGE_SIZE), e.end // _PAGE_SIZE) for e in self._extents
         ]
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        if self.live and self._opener != os.getpid():
+            # All that is read of /proc/kcore goes through one page per open file:
+            # processes that share one get each other's memory.
+            try:
+                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise DumpError(f"cannot open {self.path}: {error.strerror}") from None
+            self._opener = os.getpid()
+        return super()._pread(size, offset)
 
     def present(self, pfn: int, end_pfn: int) -> Bools:
         return runs_mask(self.data_runs, pfn, end_pfn)

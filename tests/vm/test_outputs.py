@@ -10,8 +10,8 @@ import contextlib
 import ctypes
 import functools
 import os
+import re
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -354,8 +354,6 @@ def check_incomplete(path: Path, expected: Path, wanted: npt.NDArray[np.bool_]) 
         assert reader.read(pfn * PAGE, count * PAGE) == at(pfn, count)
     for pfn in np.flatnonzero(missing)[:: max(1, int(missing.sum()) // 500)]:
         assert isinstance(reader.read(int(pfn) * PAGE, PAGE), str)
-    with path.open("rb") as file:
-        file.seek(7 * 4096 // 7 * 0)
     assert read_kdump(path).status & 8
     return int(there.sum())
 
@@ -447,12 +445,11 @@ def test_vmcoreinfo_found_in_memory(tmp_path: Path) -> None:
     bench.run(["cp", "--sparse=always", dump.path, source])
     with source.open("r+b") as file:
         (notes,) = (s.header for s in ELFFile(file).iter_segments("PT_NOTE"))
-        blob = bytearray(os.pread(file.fileno(), notes.p_filesz, notes.p_offset))
-        (found,) = (n for n in iter_notes(bytes(blob)) if n.name == b"VMCOREINFO")
+        blob = os.pread(file.fileno(), notes.p_filesz, notes.p_offset)
+        (found,) = (n for n in iter_notes(blob) if n.name == b"VMCOREINFO")
         # Nobody knows a note of this name, which is as long.
-        blob[blob.index(b"VMCOREINFO\0") :][:11] = b""
         at = blob.index(b"VMCOREINFO\0")
-        os.pwrite(file.fileno(), b"NOBODYSNOTE"[:10], notes.p_offset + at)
+        os.pwrite(file.fileno(), b"NOBODYSOWN", notes.p_offset + at)
     with pytest.raises(drgn.FaultError):
         tasks(dump.kernel, source)
     extract(source, ours)
@@ -594,9 +591,11 @@ def test_live_info_and_dmesg(live: Live) -> None:
     assert live.kernel.release in live.said["info"]
     assert "live kernel" in live.said["info"]
     theirs = (live.files / "log").read_text().splitlines()
+    # Without who said it, and the indentation of further lines.
     ours = [
-        line.replace(line[line.index("]") + 2 :][: line[15:].index("]") + 2], "", 1)
+        re.sub(r"^(\[ *\d+\.\d+\] )\[ *[TC]\d+\] ", r"\1", line)
         for line in (live.files / "dmesg").read_text().splitlines()
     ]
-    assert len(theirs) > 100
-    assert ours == theirs
+    said = [line.split("] ", 1)[-1].strip() for line in theirs]
+    assert len(said) > 100
+    assert [line.split("] ", 1)[-1].strip() for line in ours] == said

@@ -303,13 +303,14 @@ def test_elf(level: int, everyday: Dump, wholes: Any, tmp_path: Path) -> None:
     assert mine.described() == segments(everyday.path).described() == its.described()
     mine_at, its_at = mine.in_file(), its.in_file()
     with core.open("rb") as a, theirs.open("rb") as b:
-        both = mine_at.keys() & its_at.keys()
+        # Of a short gap between kept pages, it writes what is there, and we zeros.
+        both = [p for p in mine_at.keys() & its_at.keys() if whole.kept[p[1]]]
         for place in both:
             assert os.pread(a.fileno(), PAGE, mine_at[place]) == os.pread(
                 b.fileno(), PAGE, its_at[place]
             )
         # It leaves out pages of zeros, of which ours are holes in the file.
-        for place in mine_at.keys() - both:
+        for place in mine_at.keys() - its_at.keys():
             if whole.kept[place[1]]:
                 assert not any(os.pread(a.fileno(), PAGE, mine_at[place]))
     assert len(both) > 10000

@@ -30,7 +30,7 @@ from drgn_tools.formats import elf, flattened, kdump
 from drgn_tools.formats.notes import (
     NT_LIVE,
     NT_PRSTATUS,
-    NT_TASKSTRUCT,
+    SNAP,
     iter_notes,
     pack_note,
 )
@@ -386,7 +386,7 @@ class _ElfVmcore(Vmcore):
             # At the end: nobody's offsets change. The first is what crash takes for
             # the sign of a live dump, with the task that wrote it, here none: it then
             # does not look for a panic on all stacks, and give up at one in motion.
-            notes += pack_note(b"SNAP", NT_TASKSTRUCT, bytes(8))
+            notes += SNAP
             notes += pack_note(b"DRGN_TOOLS", NT_LIVE, _LIVE_NOTE)
         self._set_notes(notes)
         self.loads = tuple(loads)

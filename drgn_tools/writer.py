@@ -23,6 +23,7 @@ from drgn_tools.checksums import ROW, Row, crc32, pack_trailer, rows_of
 from drgn_tools.codecs import Buffer, Codec, Compress
 from drgn_tools.errors import DumpError, OutputFull
 from drgn_tools.formats import elf, kdump
+from drgn_tools.formats.notes import SNAP
 from drgn_tools.output import Output
 from drgn_tools.pages import PageClass, dump_level
 from drgn_tools.plan import UNIT_PFNS, Plan
@@ -508,7 +509,11 @@ class ElfWriter(Writer):
             for load in vmcore.loads
             for segment in _segments(load, self._runs, pages_before, size)
         ]
-        self._header = elf.new_header(segments, vmcore.notes, size)
+        notes = vmcore.notes
+        if vmcore.live:
+            # In an ELF core, crash 9.0.2 finds no kernel beside this one.
+            notes = notes.replace(SNAP, b"")
+        self._header = elf.new_header(segments, notes, size)
         self._shifts = self._header.data + size * (
             np.array(pages_before[:-1], np.int64) - self._starts
         )

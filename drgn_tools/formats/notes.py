@@ -50,3 +50,7 @@ def pack_note(name: bytes, kind: int, desc: bytes) -> bytes:
     name += b"\0"
     header = _NHDR.pack(len(name), len(desc), kind)
     return header + name + bytes(-len(name) % 4) + desc + bytes(-len(desc) % 4)
+
+
+#: What crash knows a dump of a running kernel by: the task that wrote it, here none.
+SNAP = pack_note(b"SNAP", NT_TASKSTRUCT, bytes(8))

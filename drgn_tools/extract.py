@@ -23,7 +23,7 @@ import numpy as np
 from drgn_tools.codecs import Codec
 from drgn_tools.errors import DumpError, OutputFull, Stopped
 from drgn_tools.output import Nothing, Output, Stream, check_target, files
-from drgn_tools.pages import PageClass, excluded_classes
+from drgn_tools.pages import KERNEL_CLASSES, PageClass, excluded_classes
 from drgn_tools.plan import Plan, make_plan
 from drgn_tools.progress import Progress
 from drgn_tools.vmcore import open_vmcore
@@ -33,12 +33,6 @@ from drgn_tools.writer import ElfWriter, KdumpWriter, Writer
 # With this share of such pages among those kept, a codec's kernel_level is
 # needed for an output no larger than makedumpfile's (benchmarks/extract.py).
 _KERNEL_SHARE = 0.2
-_KERNEL_CLASSES = (
-    PageClass.KERNEL,
-    PageClass.SLAB,
-    PageClass.PAGE_TABLE,
-    PageClass.LARGE_KMALLOC,
-)
 
 # Signals after which what was written so far is kept.
 _KEEPERS = (signal.SIGTERM, signal.SIGHUP)
@@ -196,7 +190,7 @@ def extract(
 
 def level_for(codec: Codec, plan: Plan) -> int:
     """A codec's level that suits the pages that are kept."""
-    kernel = sum(int(plan.kept[page_class]) for page_class in _KERNEL_CLASSES)
+    kernel = sum(int(plan.kept[page_class]) for page_class in KERNEL_CLASSES)
     many = kernel >= _KERNEL_SHARE * plan.kept.sum()
     return codec.kernel_level if many else codec.default_level
 
@@ -232,11 +226,21 @@ def _write(writer: Writer, jobs: int, inbox: Inbox | None, last: bool) -> _Done:
             with Progress("writing pages", writer.plan.pages) as progress:
 
                 def tick(done: int) -> None:
-                    progress.update(writer.before[done])
+                    progress.update(writer.pages_of(done))
                     writer.flush(done)
 
                 workers = max(1, min(jobs, items))
-                failed = run(items, writer.write_item, workers, tick, inbox)
+                order = writer.order
+                failed = {
+                    order[n]: why
+                    for n, why in run(
+                        items,
+                        lambda n: writer.write_item(order[n]),
+                        workers,
+                        tick,
+                        inbox,
+                    ).items()
+                }
             # Most of what a worker died of is still sound: one page at a time.
             pages = []
             for number, why in failed.items():

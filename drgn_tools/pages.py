@@ -77,6 +77,16 @@ DUMP_LEVEL_BITS = {
     16: frozenset({PageClass.FREE, PageClass.UNACCEPTED}),
 }
 
+#: The kernel's own memory, as far as it is known what for.
+KERNEL_CLASSES = frozenset(
+    {
+        PageClass.KERNEL,
+        PageClass.SLAB,
+        PageClass.PAGE_TABLE,
+        PageClass.LARGE_KMALLOC,
+    }
+)
+
 #: Classes by the name users type.
 CLASSES_BY_LABEL = {c.label: c for c in PageClass}
 

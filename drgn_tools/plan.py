@@ -12,6 +12,7 @@ another, so that all CPUs can work on them.
 from __future__ import annotations
 
 import bisect
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from drgn_tools.errors import DumpError
 from drgn_tools.pages import (
+    KERNEL_CLASSES,
     TYPED_CLASSES,
     PageClass,
     PageLayout,
@@ -31,7 +33,7 @@ from drgn_tools.pages import (
     page_layout,
 )
 from drgn_tools.progress import Progress
-from drgn_tools.vmcore import BITS_SET, Run, Vmcore
+from drgn_tools.vmcore import BITS_SET, Run, Vmcore, merge_runs, runs_mask
 from drgn_tools.workers import SharedBytes, run
 
 # Page frames classified at a time: a section of x86-64, 2 MiB of struct pages.
@@ -45,6 +47,10 @@ _UNFILTERED = excluded_classes(1)
 # No compound page that classify() believes in has a higher order.
 _MAX_ORDER = 40
 
+# Urgencies: how much of a unit is the kernel's own, in so many steps; then what no
+# reader can do without.
+_SHARES, _TABLE, _IMAGE = 16, 17, 18
+
 # What comes out of a cell.
 _TALLY = np.dtype(
     [
@@ -52,6 +58,7 @@ _TALLY = np.dtype(
         ("kept", "<i8", len(PageClass)),
         ("unreadable", "<i8"),
         ("units", "<i4", _CELL_PFNS // UNIT_PFNS),
+        ("kernel", "<i4", _CELL_PFNS // UNIT_PFNS),
     ]
 )
 
@@ -66,6 +73,10 @@ class Plan(NamedTuple):
     units: npt.NDArray[np.int64]
     """A row for each :data:`UNIT_PFNS` page frames of which some are to be
     written: the first page frame, and the pages to write before it."""
+    urgency: npt.NDArray[np.uint8]
+    """What is to be written first, per row of *units*, in case that not all can
+    be: the higher, the sooner. Readers need the kernel's image and page tables to
+    find anything, and most of the rest of its own memory before any other."""
     pages: int
     """How many pages that is."""
     found: npt.NDArray[np.int64]
@@ -215,6 +226,8 @@ def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass], jobs: int = 1) -> 
     :raises DumpError: if VMCOREINFO does not say enough to tell them.
     """
     warnings = []
+    if vmcore.live:
+        warnings.append("memory changed while it was read: pages may not fit together")
     struct_pages = None
     max_mapnr = vmcore.max_pfn
     try:
@@ -232,6 +245,9 @@ def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass], jobs: int = 1) -> 
                 f"{page_class.label} is not left out: this kernel's pages do not "
                 "tell it from kernel"
             )
+    kernels = np.zeros(len(PageClass), np.bool_)
+    kernels[list(KERNEL_CLASSES)] = True
+    memmap = _memmap(vmcore, struct_pages)
     leave_out = np.zeros(len(PageClass), np.bool_)
     leave_out[list(excluded)] = True
     cells = _cells(vmcore.data_runs, max_mapnr)
@@ -244,6 +260,7 @@ def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass], jobs: int = 1) -> 
         end = min(start + _CELL_PFNS, max_mapnr)
         tally = np.zeros((), _TALLY)
         kept = np.zeros(_CELL_PFNS, np.bool_)
+        own = np.zeros(_CELL_PFNS, np.bool_)
         for pfn, classes, readable in page_classes(vmcore, found, start, end):
             if unreadable or not readable:
                 # Better a dump too large than one that lacks the page that
@@ -252,12 +269,15 @@ def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass], jobs: int = 1) -> 
             present = vmcore.present(pfn, pfn + len(classes))
             keep = present & ~leave_out[classes]
             kept[pfn - start : pfn - start + len(classes)] = keep
+            own[pfn - start : pfn - start + len(classes)] = keep & kernels[classes]
             tally["found"] += np.bincount(classes[present], minlength=len(PageClass))
             tally["kept"] += np.bincount(classes[keep], minlength=len(PageClass))
         if kept.any():
             bits = np.packbits(kept, bitorder="little")
             dumpable[start // 8 : start // 8 + len(bits)] = bits
             tally["units"] = BITS_SET[bits].reshape(-1, UNIT_PFNS // 8).sum(axis=1)
+            own &= ~runs_mask(memmap, start, start + _CELL_PFNS)
+            tally["kernel"] = own.reshape(-1, UNIT_PFNS).sum(axis=1)
         tallies[number] = tally
 
     with Progress("classifying pages", len(cells)) as progress:
@@ -280,15 +300,46 @@ def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass], jobs: int = 1) -> 
     rows, columns = np.nonzero(tallies["units"])
     counts = tallies["units"][rows, columns].astype(np.int64)
     starts = cells[rows] * _CELL_PFNS + columns * UNIT_PFNS
+    urgency = -(-_SHARES * tallies["kernel"][rows, columns] // counts)
+    for value, paddrs in ((_TABLE, _tables(vmcore)), (_IMAGE, _image(vmcore))):
+        units = np.array(list(paddrs), np.int64) // vmcore.page_size // UNIT_PFNS
+        urgency[np.isin(starts // UNIT_PFNS, units)] = value
     return Plan(
         max_mapnr,
         dumpable[: -(-max_mapnr // 8)],
         np.stack((starts, np.cumsum(counts) - counts), axis=1),
+        urgency.astype(np.uint8),
         int(counts.sum()),
         tallies["found"].sum(axis=0),
         tallies["kept"].sum(axis=0),
         tuple(warnings),
     )
+
+
+def _image(vmcore: Vmcore) -> Iterator[int]:
+    with contextlib.suppress(DumpError):
+        yield from vmcore.kernel.image()
+
+
+def _tables(vmcore: Vmcore) -> Iterator[int]:
+    with contextlib.suppress(DumpError):
+        yield from vmcore.kernel.tables()
+
+
+def _memmap(vmcore: Vmcore, found: StructPages | None) -> list[Run]:
+    """Page frames that hold struct pages: many, and of little use by themselves."""
+    runs: list[Run] = []
+    if found is None:
+        return runs
+    for section in found.sections:
+        if section.vaddr is None:
+            continue
+        size = (section.end_pfn - section.pfn) * found.layout.dtype.itemsize
+        with contextlib.suppress(DumpError):
+            for paddr, length in vmcore.kernel.ranges(section.vaddr, size):
+                first = paddr // vmcore.page_size
+                runs.append(Run(first, first + length // vmcore.page_size))
+    return merge_runs(runs)
 
 
 def _cells(runs: list[Run], max_mapnr: int) -> npt.NDArray[np.int64]:

@@ -9,8 +9,9 @@ says. x86-64, 4 and 5 levels, pages of 4 KiB, 2 MiB and 1 GiB, SME.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from typing import Callable
+from typing import Any, Callable
 
 from drgn_tools.errors import DumpError
 from drgn_tools.vmcoreinfo import Vmcoreinfo, require
@@ -25,6 +26,9 @@ _PAGE_PSE = 1 << 7
 _ADDRESS_MASK = ((1 << 52) - 1) & ~0xFFF
 # Page-table pages kept by a translator; a walk down one vmemmap uses few.
 _CACHED_TABLES = 64
+
+# More are not looked for: a kernel has one for 1 GiB, and damage has no end.
+_MAX_TABLES = 1 << 14
 
 #: Reads physical memory: (paddr, size) to bytes.
 ReadPhysical = Callable[[int, int], bytes]
@@ -86,6 +90,53 @@ class Translator:
                 return (address & ~(size - 1)) + offset, size - offset
             table = address
         raise DumpError(f"kernel address {vaddr:#x} is not mapped")
+
+    def image(self) -> Iterator[int]:
+        """
+        Physical addresses of the kernel's image, one for each 2 MiB that it has.
+
+        :raises DumpError: if a page table is not in the dump.
+        """
+        table = self._root
+        for level in range(self.levels - 1, 1, -1):
+            entry = self._entries(table)[_START_KERNEL_MAP >> 12 + 9 * level & 511]
+            if not entry & _PAGE_PRESENT or entry & _PAGE_PSE:
+                return
+            table = entry & self._mask
+        # 1 GiB: KERNEL_IMAGE_SIZE at most, modules are behind.
+        for entry in self._entries(table):
+            pages = (entry,)
+            if entry & _PAGE_PRESENT and not entry & _PAGE_PSE:
+                pages = self._entries(entry & self._mask)
+            for page in pages:
+                if page & _PAGE_PRESENT:
+                    yield page & self._mask & -(1 << 12)
+                    break
+
+    def _entries(self, table: int) -> Any:
+        return memoryview(self._table(table)).cast("Q")
+
+    def tables(self) -> Iterator[int]:
+        """Physical addresses of the kernel's own page tables, the uppermost first."""
+        found = {self._root}
+        level = [self._root]
+        for depth in range(self.levels - 1, -1, -1):
+            below = []
+            for table in level:
+                yield table
+                entries: Any = ()
+                if depth:
+                    with contextlib.suppress(DumpError):
+                        entries = self._entries(table)
+                # The lower half of the root is of user memory.
+                for entry in entries[256:] if table == self._root else entries:
+                    if not entry & _PAGE_PRESENT or (depth < 3 and entry & _PAGE_PSE):
+                        continue
+                    address = entry & self._mask
+                    if address not in found and len(found) < _MAX_TABLES:
+                        found.add(address)
+                        below.append(address)
+            level = below
 
     def ranges(self, vaddr: int, size: int) -> Iterator[tuple[int, int]]:
         """

@@ -25,8 +25,8 @@ import numpy.typing as npt
 
 from drgn_tools import checksums, codecs
 from drgn_tools.errors import DumpError
-from drgn_tools.formats import elf, kdump
-from drgn_tools.formats.notes import NT_PRSTATUS
+from drgn_tools.formats import elf, flattened, kdump
+from drgn_tools.formats.notes import NT_PRSTATUS, NT_TASKSTRUCT
 from drgn_tools.progress import Progress
 from drgn_tools.vmcore import BITS_SET, Vmcore, open_vmcore
 from drgn_tools.vmcoreinfo import Vmcoreinfo, if_sound
@@ -155,7 +155,12 @@ def verify(path: str, jobs: int) -> Report:
             file = _File(path, fd, os.lseek(fd, 0, os.SEEK_END))
         except OSError as error:
             raise DumpError(f"{path}: cannot read: {error.strerror}") from None
-        if file.pread(8, 0) == kdump.SIGNATURE:
+        magic = file.pread(len(flattened.SIGNATURE), 0)
+        if magic == flattened.SIGNATURE:
+            raise DumpError(
+                f"{path}: a flattened dump; make it whole first (drgn-makedumpfile -R)"
+            )
+        if magic.startswith(kdump.SIGNATURE):
             try:
                 return _verify_kdump(file, jobs)
             except DumpError as error:
@@ -580,6 +585,8 @@ def _check_kdump_notes(
 
 _NHDR = struct.Struct("<III")
 _PRSTATUS_SIZE = 336
+# What /proc/kcore has beside it: NT_PRPSINFO.
+_KCORE_NOTES = (3, NT_TASKSTRUCT)
 
 
 def _check_notes(notes: bytes, found: _Found) -> tuple[int, bytes | None, int]:
@@ -610,7 +617,10 @@ def _check_notes(notes: bytes, found: _Found) -> tuple[int, bytes | None, int]:
             found.add("notes", f"the note at {at:#x} of them is damaged: {name!r}")
         elif name == b"CORE\0":
             cpus += kind == NT_PRSTATUS
-            if kind != NT_PRSTATUS or descsz != _PRSTATUS_SIZE:
+            if kind not in _KCORE_NOTES and (kind, descsz) != (
+                NT_PRSTATUS,
+                _PRSTATUS_SIZE,
+            ):
                 found.add("notes", f"the note at {at:#x} of them is no NT_PRSTATUS")
         elif name == b"VMCOREINFO\0":
             if kind or text is not None:
@@ -1139,14 +1149,16 @@ def _check_segments(file: _File, end: int, found: _Found) -> list[tuple[int, int
             kind_of = "missing" if kind == elf.PT_LOAD else "notes"
             found.add(kind_of, f"{what} ends {past} bytes beyond the file")
         if filesz:
-            used.append((offset, offset + filesz, index))
+            # The direct map and the kernel's image may share what they both have.
+            place = paddr - offset if kind == elf.PT_LOAD else -1
+            used.append((offset, offset + filesz, index, place))
         if kind == elf.PT_LOAD and filesz:
             loads.append((offset, filesz, paddr))
     if notes != 1:
         found.add("segment", f"{notes} of them have notes, not one")
     used.sort()
     for before, after in zip(used, used[1:]):
-        if after[0] < before[1]:
+        if after[0] < before[1] and after[3] != before[3]:
             found.add(
                 "overlap",
                 f"program headers {before[2]} and {after[2]} share bytes of the file",

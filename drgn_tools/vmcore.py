@@ -27,7 +27,13 @@ import numpy.typing as npt
 from drgn_tools import codecs
 from drgn_tools.errors import DumpError, MissingMemory
 from drgn_tools.formats import elf, flattened, kdump
-from drgn_tools.formats.notes import NT_LIVE, NT_PRSTATUS, iter_notes, pack_note
+from drgn_tools.formats.notes import (
+    NT_LIVE,
+    NT_PRSTATUS,
+    SNAP,
+    iter_notes,
+    pack_note,
+)
 from drgn_tools.progress import Progress
 from drgn_tools.text import binary_size
 from drgn_tools.translate import Translator
@@ -369,6 +375,7 @@ class _ElfVmcore(Vmcore):
         self, path: str, fd: int, size: int, flat: flattened.Index | None
     ) -> None:
         super().__init__(path, fd, size, flat)
+        self._opener = os.getpid()
         notes = b""
         loads = []
         places = []
@@ -388,7 +395,10 @@ class _ElfVmcore(Vmcore):
             self.live = os.path.samestat(os.fstat(fd), os.stat("/proc/kcore"))
         if self.live:
             self.format = "live kernel"
-            # At the end: nobody's offsets change.
+            # At the end: nobody's offsets change. The first is what crash takes for
+            # the sign of a live dump, with the task that wrote it, here none: it then
+            # does not look for a panic on all stacks, and give up at one in motion.
+            notes += SNAP
             notes += pack_note(b"DRGN_TOOLS", NT_LIVE, _LIVE_NOTE)
         self._set_notes(notes)
         self.loads = tuple(loads)
@@ -422,6 +432,8 @@ class _ElfVmcore(Vmcore):
             # What is set aside for the kernel after this one is not its own.
             for hole in _crash_kernel():
                 extents = [part for e in extents for part in _without(e, *hole)]
+            # The file's own is all that addresses can be.
+            self.size = sum(extent.end - extent.paddr for extent in extents)
         # The kernel image is in two segments: take every byte once.
         self._extents: list[_Extent] = []
         taken = 0
@@ -436,6 +448,17 @@ class _ElfVmcore(Vmcore):
         self._whole = [
             Run(-(-e.paddr // _PAGE_SIZE), e.end // _PAGE_SIZE) for e in self._extents
         ]
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        if self.live and self._opener != os.getpid():
+            # All that is read of /proc/kcore goes through one page per open file:
+            # processes that share one get each other's memory.
+            try:
+                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise DumpError(f"cannot open {self.path}: {error.strerror}") from None
+            self._opener = os.getpid()
+        return super()._pread(size, offset)
 
     def present(self, pfn: int, end_pfn: int) -> Bools:
         return runs_mask(self.data_runs, pfn, end_pfn)

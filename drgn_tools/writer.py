@@ -23,6 +23,7 @@ from drgn_tools.checksums import ROW, Row, crc32, pack_trailer, rows_of
 from drgn_tools.codecs import Buffer, Codec, Compress
 from drgn_tools.errors import DumpError, OutputFull
 from drgn_tools.formats import elf, kdump
+from drgn_tools.formats.notes import SNAP
 from drgn_tools.output import Output
 from drgn_tools.pages import PageClass, dump_level
 from drgn_tools.plan import UNIT_PFNS, Plan
@@ -91,8 +92,15 @@ class Writer(abc.ABC):
         begins[[row for row in self._part_rows if row < len(ranks)]] = True
         starts = np.flatnonzero(begins).tolist()
         self._rows = list(zip(starts, [*starts[1:], len(ranks)]))
+        urgency = [plan.urgency[a:b].max(initial=0) for a, b in self._rows]
+        #: Numbers of the items, as they are to be written.
+        self.order: list[int] = np.argsort(
+            -np.array(urgency, np.int64), kind="stable"
+        ).tolist()
         #: Pages before each item, and all of them.
         self.before: list[int] = [*ranks[starts].tolist(), plan.pages]
+        sizes = np.diff(np.array(self.before, np.int64))
+        self._written_pages = np.concatenate(([0], np.cumsum(sizes[self.order])))
 
     @property
     def items(self) -> int:
@@ -133,9 +141,13 @@ class Writer(abc.ABC):
         """Page frames of an item."""
         return [pfn for pfns, _ in self._pages(number) for pfn in pfns.tolist()]
 
+    def pages_of(self, done: int) -> int:
+        """How many pages the first items of :attr:`order` have."""
+        return int(self._written_pages[done])
+
     @abc.abstractmethod
     def flush(self, done: int) -> None:
-        """Write what the items before *done* have left to be written."""
+        """Write what the first items of :attr:`order` have left to be written."""
 
     @abc.abstractmethod
     def rewrite(self, number: int) -> None:
@@ -416,11 +428,21 @@ class KdumpWriter(Writer):
                 if done < self.items:
                     break
                 end = done
-            self._write_descriptors(first, end)
+            numbers = np.sort(self.order[first:end])
+            cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
+            pieces = [
+                (int(piece[0]), int(piece[-1]) + 1)
+                for piece in np.split(numbers, cuts)
+                if len(piece)
+            ]
+            for begin, stop in pieces:
+                self._write_descriptors(begin, stop)
             # Not before: a signal may end it anywhere, and then it is done again.
             self._flushed = end
-            begin, stop = self.before[first] * size, self.before[end] * size
-            self._shared_table.give_back(begin, stop)
+            for begin, stop in pieces:
+                self._shared_table.give_back(
+                    self.before[begin] * size, self.before[stop] * size
+                )
 
     def rewrite(self, number: int) -> None:
         self._rewritten.append(number)
@@ -515,6 +537,10 @@ class ElfWriter(Writer):
         self._starts = np.array([run.pfn for run in self._runs], np.int64)
         self._was_incomplete = vmcore.lost_bytes > 0
         size = vmcore.page_size
+        self._notes = vmcore.notes
+        if vmcore.live:
+            # In an ELF core, crash 9.0.2 finds no kernel beside this one.
+            self._notes = self._notes.replace(SNAP, b"")
         data = self._make_header(self._runs, pages_before, 0).data + _ELF_SPARE
         self._header = self._make_header(self._runs, pages_before, data)
         self._shifts = self._header.data + size * (
@@ -543,7 +569,7 @@ class ElfWriter(Writer):
                     segment = segment._replace(memsz=segment.filesz)
                 if segment.memsz:
                     segments.append(segment)
-        return elf.new_header(segments, self.vmcore.notes, size, least)
+        return elf.new_header(segments, self._notes, size, least)
 
     def start(self) -> None:
         if self._limit is not None and self._header.data > self._limit:

@@ -17,6 +17,7 @@ from drgn_tools import checksums
 from drgn_tools.codecs import CODECS
 from drgn_tools.errors import DumpError
 from drgn_tools.extract import extract
+from drgn_tools.formats import flattened
 from drgn_tools.pages import excluded_classes
 from drgn_tools.verify import LISTED, verify
 
@@ -535,6 +536,17 @@ def test_elf(elf: Path, tmp_path: Path) -> None:
     assert kinds(path) == {"overlap"}
     write_elf(path, [Load(MIB, memory())], NOTES[:-8])
     assert kinds(path) == {"notes"}
+    # What /proc/kcore has beside registers.
+    kcore = note(b"CORE", 3, bytes(136)) + note(b"CORE", 4, bytes(8000))
+    write_elf(path, [Load(MIB, memory())], NOTES + kcore)
+    assert verify(str(path), 1).sound
+
+
+def test_flattened_is_told_what_it_is(dump: Path, tmp_path: Path) -> None:
+    path = tmp_path / "flat"
+    path.write_bytes(flattened.HEADER + flattened.record(0, 1) + b"K" + flattened.END)
+    with pytest.raises(DumpError, match="flattened"):
+        verify(str(path), 1)
 
 
 # --- the command ------------------------------------------------------------------

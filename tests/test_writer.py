@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import drgn
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from drgn_tools import writer
 from drgn_tools.codecs import CODECS
@@ -27,9 +29,12 @@ from tests.synthetic import (
     MIB,
     PAGE,
     Generation,
+    Load,
     Machine,
     populate,
+    prstatus,
     read_kdump,
+    text_page,
     write_elf,
 )
 
@@ -232,6 +237,35 @@ def test_elf_of_many_segments(
         for run_ in many.data_runs:
             for pfn in range(*run_):
                 assert many.read(pfn * PAGE, PAGE) == few.read(pfn * PAGE, PAGE)
+
+
+def test_elf_that_only_a_section_header_can_count(tmp_path: Path) -> None:
+    """drgn's libelf reads what it holds."""
+    count = 66_000
+    loads = [Load(MIB + 2 * PAGE * n, b"", memsz=PAGE) for n in range(count)]
+    for n in (0, 40_000, count - 1):
+        loads[n] = Load(loads[n].paddr, text_page(n))
+    write_elf(tmp_path / "source", loads, prstatus(1), align=8)
+    run(tmp_path / "source", [tmp_path / "core"], "0", elf=True)
+    prog = drgn.Program()
+    prog.set_core_dump(tmp_path / "core")
+    for n in (0, 40_000, count - 1):
+        assert prog.read(loads[n].paddr, PAGE, physical=True) == text_page(n)
+    with open_vmcore(str(tmp_path / "core")) as vmcore:
+        assert [load[:2] for load in vmcore.loads] == [
+            (load.paddr, PAGE) for load in loads
+        ]
+    with (tmp_path / "core").open("rb") as file:
+        segments = ELFFile(file).num_segments()
+    assert segments == 1 + count
+
+
+def test_elf_is_sound(tmp_path: Path) -> None:
+    """The kernel's image shares its data with the direct map."""
+    machine = Machine()
+    write_elf(tmp_path / "source", machine.loads(), machine.notes())
+    run(tmp_path / "source", [tmp_path / "core"], elf=True)
+    assert verify(str(tmp_path / "core"), 1).sound
 
 
 def test_elf_needs_addresses(plain: Path, tmp_path: Path) -> None:

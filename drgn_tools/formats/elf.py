@@ -137,18 +137,22 @@ class Header(NamedTuple):
 
 
 def new_header(
-    segments: Sequence[Segment], notes: bytes, align: int, least: int = 0
+    segments: Sequence[Segment], notes: bytes, page_size: int, least: int = 0
 ) -> Header:
     """
     Program headers of a new core file.
 
-    :param align: the data begins at a multiple of this.
-    :param least: and not before this, which is one.
+    The data begins off a page boundary. Were it on one, makedumpfile would map the
+    file, and take what follows a segment's data there for the rest of its memory:
+    wrong pages when it filters an ELF core further, told by nothing.
+
+    :param least: the data does not begin before this.
     """
     count = 1 + len(segments)
     sections = _SHDR_SIZE if count >= _PN_XNUM else 0
     notes_at = _EHDR.size + sections + count * PHDR.itemsize
-    data = max(least, -(-(notes_at + len(notes)) // align) * align)
+    data = max(least, -(-(notes_at + len(notes)) // 8) * 8)
+    data += 8 * (data % page_size == 0)
     table = np.zeros(count, PHDR)
     table[0] = (PT_NOTE, 0, notes_at, 0, 0, len(notes), len(notes), 0)
     loads = table[1:]

@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 _NHDR = struct.Struct("<III")
 NT_PRSTATUS = 1
+NT_TASKSTRUCT = 4
 #: Of our own notes, named DRGN_TOOLS: the dump is of a running kernel; why it
-#: matters, as text.
-NT_LIVE = 1
+#: matters, as text. A number of its own: crash goes by the type alone, and would
+#: take 1 for registers.
+NT_LIVE = 0x4556494C
 
 
 class Note(NamedTuple):
@@ -48,3 +50,7 @@ def pack_note(name: bytes, kind: int, desc: bytes) -> bytes:
     name += b"\0"
     header = _NHDR.pack(len(name), len(desc), kind)
     return header + name + bytes(-len(name) % 4) + desc + bytes(-len(desc) % 4)
+
+
+#: What crash knows a dump of a running kernel by: the task that wrote it, here none.
+SNAP = pack_note(b"SNAP", NT_TASKSTRUCT, bytes(8))

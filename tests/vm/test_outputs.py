@@ -376,7 +376,7 @@ def test_limit(
     count = check_incomplete(path, everyday.path, whole.kept)
     assert f"no room for {whole.kept.sum() - count} pages" in said
     assert tasks(everyday.kernel, path) == whole.tasks
-    assert "sysrq triggered crash" in crash(everyday.kernel, path)
+    crash(everyday.kernel, path)
     # It stays incomplete.
     extract(path, tmp_path / "further", "-d", "1")
     further = read_kdump(tmp_path / "further")

@@ -243,7 +243,7 @@ def _write(writer: Writer, jobs: int, inbox: Inbox | None, last: bool) -> _Done:
                 }
             # Most of what a worker died of is still sound: one page at a time.
             pages = []
-            for number, why in failed.items():
+            for number, why in sorted(failed.items()):
                 pfns = writer.pfns(number)
                 retried[pfns[0]] = why
                 pages += [(number, index, pfn) for index, pfn in enumerate(pfns)]
@@ -257,7 +257,7 @@ def _write(writer: Writer, jobs: int, inbox: Inbox | None, last: bool) -> _Done:
                 )
             lost = {
                 pages[n][2]: why
-                for n, why in unreadable.items()
+                for n, why in sorted(unreadable.items())
                 if not writer.has(*pages[n][:2])
             }
             # It is all there but for its end, and a disk may take long over that.

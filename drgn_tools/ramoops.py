@@ -12,7 +12,14 @@ for :mod:`drgn_tools.pstore_records`.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Optional
+import re
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from drgn_tools.errors import DumpError
+from drgn_tools.reed_solomon import Ecc, check, correct
 
 #: ``PERSISTENT_RAM_SIG``, "DBGC"; of ftrace zones, XORed with the kernel's version.
 SIGNATURE = 0x43474244
@@ -33,16 +40,6 @@ Kind = Literal["dmesg", "console", "ftrace", "pmsg", "unknown"]
 #: - ``missing``: the header is not there to be read.
 State = Literal["valid", "empty", "torn", "invalid", "unsigned", "missing"]
 ByteOrder = Literal["little", "big"]
-
-
-class Ecc(NamedTuple):
-    """``struct persistent_ram_ecc_info``; as defaults, those of the kernel."""
-
-    size: int = 16
-    """Bytes of parity for each block (``ecc_size``); half as many are corrected."""
-    block_size: int = 128
-    poly: int = 0x11D
-    symbol_bits: int = 8
 
 
 class Zone(NamedTuple):
@@ -71,7 +68,7 @@ class Zone(NamedTuple):
     """Bytes before the content that cannot be read."""
     missing: int = 0
     """Bytes behind the content that cannot be read."""
-    ecc: Optional[Ecc] = None
+    ecc: Ecc | None = None
     corrected_bytes: int = 0
     bad_blocks: int = 0
     """Blocks, the header included, with more errors than can be corrected."""
@@ -106,7 +103,71 @@ def ring_size(size: int, ecc: Ecc | None = None, *, staging: bool = False) -> in
     :param staging: by the formula of 3.4.
     :raises DumpError: if there is no room for any, or the ECC parameters cannot be.
     """
-    raise NotImplementedError
+    room = size - HEADER_SIZE
+    if ecc is not None:
+        check(ecc)
+        if staging:
+            blocks = -(-room // ecc.block_size)
+        else:
+            blocks = -(-(room - ecc.size) // (ecc.block_size + ecc.size))
+        room -= (blocks + 1) * ecc.size
+    if room <= 0:
+        raise DumpError(f"a zone of {size} bytes has no room for data")
+    return room
+
+
+def _corrected(block: bytes, ecc: Ecc) -> tuple[bytes, int]:
+    """
+    A block without its parity, and how many bytes were wrong in both; -1 if
+    more than can be corrected.
+    """
+    fixed, errors = correct(np.frombuffer(block, np.uint8)[None, :], ecc)
+    return fixed[0, : -ecc.size].tobytes(), int(errors[0])
+
+
+def _correct_data(
+    data: bytes, parity: bytes, used: int, ecc: Ecc
+) -> tuple[bytes, int, int]:
+    """Data corrected as far as it is used; bytes that were wrong; bad blocks."""
+    size, step = ecc.size, ecc.block_size
+    count = min(-(-min(used, len(data)) // step), len(parity) // size)
+    whole = min(count, len(data) // step)
+    raw = np.frombuffer(data, np.uint8, whole * step).reshape(whole, step)
+    sums = np.frombuffer(parity, np.uint8, count * size).reshape(count, size)
+    fixed, errors = correct(np.hstack([raw, sums[:whole]]), ecc)
+    pieces = [fixed[:, :step].tobytes()]
+    corrected = int(errors[errors > 0].sum())
+    bad = int((errors < 0).sum())
+    if count > whole:
+        # The last block is shorter.
+        last, wrong = _corrected(data[whole * step :] + sums[whole].tobytes(), ecc)
+        pieces.append(last)
+        corrected += max(wrong, 0)
+        bad += wrong < 0
+    pieces.append(data[count * step :])
+    return b"".join(pieces), corrected, bad
+
+
+class _Header(NamedTuple):
+    signature: int
+    start: int
+    used: int
+
+
+def _header(data: bytes, byteorder: ByteOrder) -> _Header:
+    def word(at: int) -> int:
+        return int.from_bytes(data[at : at + 4], byteorder)
+
+    return _Header(word(0), word(4), word(8))
+
+
+def _signed(header: _Header, kind: Kind, signature: int | None) -> bool:
+    if signature is not None:
+        return header.signature == signature
+    if header.signature == SIGNATURE:
+        return kind != "ftrace"
+    known = signature_version(header.signature) is not None
+    return known and kind in ("ftrace", "unknown")
 
 
 def read_zone(
@@ -137,7 +198,106 @@ def read_zone(
     :param staging: as 3.4 wrote it.
     :raises DumpError: if the zone is too small, or the ECC parameters cannot be.
     """
-    raise NotImplementedError
+    if size is None:
+        size = len(memory)
+    memory = bytes(memory[:size])
+    room = ring_size(size, ecc, staging=staging)
+    zone = Zone(kind, index, address, size, room, 0, 0, 0, "missing", False, b"")
+    zone = zone._replace(ecc=ecc)
+    if len(memory) < HEADER_SIZE:
+        return zone
+
+    def possible(header: _Header) -> bool:
+        signed = _signed(header, kind, signature)
+        return signed and header.start <= header.used <= room
+
+    header = _header(memory, byteorder)
+    corrected = bad = 0
+    mended = stale = False
+    # In between is where 3.4 may leave start, and where a torn write does.
+    between = staging or not live
+    parity = memory[size - ecc.size : size] if ecc is not None else b""
+    if ecc is not None and len(parity) == ecc.size:
+        fixed, errors = _corrected(memory[:HEADER_SIZE] + parity, ecc)
+        before = _header(fixed, byteorder)
+        if errors < 0:
+            bad = 1
+        elif errors and live and possible(header) and _one_write(before, header, room):
+            stale = True
+        elif errors and live and possible(header) and not possible(before):
+            stale = True
+        else:
+            corrected, mended, header = errors, header != before, before
+            between |= not errors
+    start, used = header.start, header.used
+    zone = zone._replace(
+        signature=header.signature,
+        start=start,
+        used=used,
+        corrected_bytes=corrected,
+        bad_blocks=bad,
+        header_corrected=mended,
+        header_parity_stale=stale,
+    )
+    if not _signed(header, kind, signature):
+        return zone._replace(state="unsigned")
+    if not possible(header):
+        return zone._replace(state="invalid")
+    if not used:
+        return zone._replace(state="empty")
+    state: State = "valid"
+    if start < used < room and not between:
+        state, used = "torn", start
+    data = memory[HEADER_SIZE : HEADER_SIZE + room]
+    if ecc is not None and len(memory) == size:
+        par = memory[HEADER_SIZE + room : size - ecc.size]
+        data, corrected, bad = _correct_data(data, par, used, ecc)
+        zone = zone._replace(
+            corrected_bytes=zone.corrected_bytes + corrected,
+            bad_blocks=zone.bad_blocks + bad,
+        )
+    return _linear(zone._replace(state=state), data, start, used)
+
+
+# Bytes that one write to a ring has at most: a line of the console, a few records of
+# the function trace.
+_MAX_WRITE = 4096
+
+
+def _one_write(before: _Header, after: _Header, room: int) -> bool:
+    """Whether a write makes one header of the other, all of it or half."""
+    if before.signature != after.signature:
+        return False
+    grown = after.used - before.used
+    if after.start == before.start:
+        return grown > 0
+    written = (after.start - before.start) % room
+    if before.used + written < room:
+        return grown == written
+    return after.used == room and written <= _MAX_WRITE
+
+
+def _linear(zone: Zone, data: bytes, start: int, used: int) -> Zone:
+    """With its content, oldest first, of a ring that may lack its end."""
+    there = len(data)
+    older, newer = data[start:used], data[: min(start, used)]
+    skipped = missing = 0
+    if there < start:
+        # Nothing newer than the hole; what is older than it lies behind.
+        missing = start - there
+        skipped = used - start
+        older = b""
+    elif there < used:
+        skipped = used - start
+        older = b""
+    full = used == zone.buffer_size and start != zone.buffer_size
+    return zone._replace(
+        content=older + newer, wrapped=full, skipped=skipped, missing=missing
+    )
+
+
+# Types of records (``enum pstore_type_id``) in signatures of pstore_zone.
+_PSZ_TYPES: dict[Kind, int] = {"dmesg": 0, "console": 2, "ftrace": 3, "pmsg": 7}
 
 
 def read_psz_buffer(
@@ -155,7 +315,30 @@ def read_psz_buffer(
     :param memory: header and ``buffer_size`` bytes of data.
     :param rotated: it is an ``oldbuf``, oldest first already.
     """
-    raise NotImplementedError
+    room = len(memory) - HEADER_SIZE
+    zone = Zone(
+        kind, index, address, len(memory), max(0, room), 0, 0, 0, "missing", False, b""
+    )
+    if room <= 0:
+        return zone
+    signature, used, start = _header(bytes(memory[:HEADER_SIZE]), byteorder)
+    zone = zone._replace(signature=signature, start=start, used=used)
+    wanted = _PSZ_TYPES.get(kind)
+    if wanted is not None and signature != SIGNATURE ^ wanted:
+        return zone._replace(state="unsigned")
+    if used > room or start > room:
+        return zone._replace(state="invalid")
+    if not used:
+        return zone._replace(state="empty")
+    zone = zone._replace(state="valid")
+    if rotated or kind == "dmesg":
+        start = used
+    elif used < room and start != used:
+        # The length is written first.
+        zone = zone._replace(state="torn")
+        used = start = min(start, used)
+    data = bytes(memory[HEADER_SIZE:])
+    return _linear(zone, data, start, used)
 
 
 class Layout(NamedTuple):
@@ -165,7 +348,7 @@ class Layout(NamedTuple):
     console_size: int = 4096
     ftrace_size: int = 4096
     pmsg_size: int = 4096
-    ecc: Optional[Ecc] = None
+    ecc: Ecc | None = None
     cpus: int = 1
     """``nr_cpu_ids``: ftrace zones, if there is one for each CPU."""
     pmsg_first: bool = True
@@ -191,7 +374,7 @@ class Region(NamedTuple):
 
     zones: tuple[Zone, ...]
     """As they lie."""
-    layout: Optional[Layout]
+    layout: Layout | None
     """As given, or as far as found; None if nothing was."""
     version: tuple[int, int, int] | None
     """Of the kernel that wrote the ftrace zones."""

@@ -1,0 +1,565 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Records of pstore
+-----------------
+
+What is in the zones of any backend: function traces, kernel logs of oopses and
+panics, compressed or not, and messages from user space. From
+:linux:`fs/pstore/ftrace.c`, :linux:`fs/pstore/ram.c`, :linux:`fs/pstore/platform.c`
+and Android's liblog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+ByteOrder = Literal["little", "big"]
+
+#: A record of the function trace, as :func:`decode_ftrace` makes it. ``ip`` and
+#: ``parent_ip`` are as stored (see :func:`addresses`); ``boot`` is 0 for the newest,
+#: -1 for the one before; ``counter`` is no time. ``torn``: the write of this record
+#: was cut short or came late.
+FTRACE = np.dtype(
+    [
+        ("counter", "u8"),
+        ("ip", "u8"),
+        ("parent_ip", "u8"),
+        ("cpu", "u4"),
+        ("boot", "i4"),
+        ("zone", "u2"),
+        ("torn", "?"),
+    ],
+    align=True,
+)
+FtraceArray = npt.NDArray[np.void]
+
+
+class FtraceFormat(NamedTuple):
+    """How ``struct pstore_ftrace_record`` is stored."""
+
+    word: int = 8
+    """Bytes of an unsigned long: 8 or 4."""
+    stamped: bool = True
+    """It has ``ts``, as since 4.10; before, only ``cpu``."""
+    cpu_mask: int = 0
+    """``PSTORE_CPU_IN_IP``: the bits of ip that are the CPU, 0, 1 or 3."""
+    neutral: bool = False
+    """Addresses do not depend on where the kernel was loaded, as in 7.2."""
+    byteorder: ByteOrder = "little"
+
+    @property
+    def size(self) -> int:
+        """``sizeof(struct pstore_ftrace_record)``."""
+        return self._dtype().itemsize
+
+    def _dtype(self) -> np.dtype[np.void]:
+        order = "<" if self.byteorder == "little" else ">"
+        word = f"{order}u{self.word}"
+        fields = [("ip", word), ("parent_ip", word)]
+        if self.stamped:
+            fields.append(("ts", f"{order}u8"))
+        elif not self.cpu_mask:
+            fields.append(("cpu", f"{order}u4"))
+            if self.word == 8:
+                fields.append(("padding", f"{order}u4"))
+        return np.dtype(fields)
+
+
+#: Of 64-bit kernels since 4.10.
+LP64 = FtraceFormat()
+
+
+class Lost(NamedTuple):
+    """Counters that no zone has."""
+
+    boot: int
+    first: int
+    """The first of them."""
+    count: int
+
+
+class Trace(NamedTuple):
+    """Zones merged."""
+
+    records: FtraceArray
+    """By boot, counter and zone; the oldest first."""
+    lost: tuple[Lost, ...]
+    """The longest gaps among the counters of each boot; at most
+    :data:`MAX_GAPS`."""
+    lost_total: int
+    """Counters that are missing, all gaps together."""
+
+
+#: Gaps that are listed.
+MAX_GAPS = 1000
+
+
+def guess_format(
+    contents: Sequence[bytes],
+    version: tuple[int, int, int] | None = None,
+    byteorder: ByteOrder = "little",
+) -> FtraceFormat:
+    """
+    The format of ftrace records, from themselves.
+
+    :param contents: of the zones, linearised.
+    :param version: of the kernel that wrote them (:func:`signature_version`); what
+        the records say has precedence.
+    """
+    best, fmt = -1.0, LP64
+    for word in (8, 4):
+        for stamped in (True, False):
+            candidate = FtraceFormat(word, stamped, byteorder=byteorder)
+            score = _fits(contents, candidate)
+            # Records that say nothing: as the version has it.
+            if version is not None and stamped == (version >= (4, 10)):
+                score += 0.05
+            if score > best:
+                best, fmt = score, candidate
+    if fmt.word == 8 and fmt.stamped:
+        return fmt._replace(neutral=any(_has_neutral(c, fmt) for c in contents))
+    return fmt
+
+
+# Records of each zone that are enough to tell their format.
+_SAMPLE = 4096
+
+
+def _sample(content: bytes, fmt: FtraceFormat) -> npt.NDArray[np.void]:
+    """The newest records: their end is where the content's is."""
+    dtype = fmt._dtype()
+    count = min(len(content) // dtype.itemsize, _SAMPLE)
+    return np.frombuffer(content, dtype, count, len(content) - count * dtype.itemsize)
+
+
+def _fits(contents: Sequence[bytes], fmt: FtraceFormat) -> float:
+    """How well records in a format look like records, from 0 to 1."""
+    scores = []
+    for content in contents:
+        raw = _sample(content, fmt)
+        if not len(raw):
+            continue
+        ip, parent = raw["ip"].astype("u8"), raw["parent_ip"].astype("u8")
+        shift = 8 * fmt.word - 8
+        # Kernels are at the top of the address space, or, neutral, of its half.
+        kernel = (ip >> shift & 0x7F) >= (0x70 if fmt.word == 8 else 0x40)
+        kernel &= (parent >> shift & 0x7F) >= (0x70 if fmt.word == 8 else 0x40)
+        if fmt.stamped:
+            counter = raw["ts"].astype("u8") >> 8
+            rises = counter[1:] > counter[:-1]
+            # A counter of a billion is a week of tracing everything.
+            rest = (counter < 1 << 44).mean() * 0.5
+            rest += (rises.mean() if len(rises) else 1.0) * 0.5
+        else:
+            rest = (raw["cpu"] < 1 << 13).mean() * 0.9
+        scores.append(float(kernel.mean()) * 0.5 + float(rest) * 0.5)
+    return sum(scores) / len(scores) if scores else 0.0
+
+
+def _has_neutral(content: bytes, fmt: FtraceFormat) -> bool:
+    raw = _sample(content, fmt)
+    top = raw["ip"].astype("u8") >> 56
+    # 0x7f was 0xff.
+    return bool(len(top)) and bool((top == 0x7F).any()) and bool((top >= 0x7F).all())
+
+
+def decode_ftrace(
+    content: bytes,
+    fmt: FtraceFormat = LP64,
+    *,
+    zone: int = 0,
+    cpu: int | None = None,
+    missing: int = 0,
+) -> FtraceArray:
+    """
+    Records of one zone, oldest first, with boots told apart.
+
+    :param content: linearised; what is left of an overwritten record in front is
+        skipped.
+    :param zone: for the column.
+    :param cpu: that all of the zone is of, for one of many (``Zone.index``): of CPUs
+        from 256 on, records have only the low bits.
+    :param missing: bytes behind the content that could not be read.
+    :return: an array of :data:`FTRACE`, boots numbered in this zone alone.
+    """
+    dtype = fmt._dtype()
+    # The end is where records are aligned.
+    skip = min((len(content) + missing) % dtype.itemsize, len(content))
+    count = (len(content) - skip) // dtype.itemsize
+    raw = np.frombuffer(content, dtype, count, skip if count else 0)
+    records = np.zeros(count, FTRACE)
+    records["ip"] = raw["ip"]
+    records["parent_ip"] = raw["parent_ip"]
+    records["zone"] = zone
+    if fmt.cpu_mask:
+        records["cpu"] = raw["ip"] & fmt.cpu_mask
+        if fmt.stamped:
+            records["counter"] = raw["ts"]
+    elif fmt.stamped:
+        stamp = raw["ts"].astype("u8", copy=False)
+        records["cpu"] = stamp & 0xFF if cpu is None else cpu
+        records["counter"] = stamp >> 8
+    else:
+        records["cpu"] = raw["cpu"]
+    if not count:
+        return records
+    if fmt.stamped:
+        starts, late = _restarts(records["counter"], _wraps(fmt))
+        records["torn"] = late
+        boot = np.zeros(count, np.int32)
+        boot[starts] = 1
+        boot = np.cumsum(boot, dtype=np.int32)
+        records["boot"] = boot - boot[-1]
+    last = records[-1:]
+    if count > 1 and not missing:
+        # Half of the last record may be what was there before.
+        tops = {int(top) for top in (records["ip"][:-1] >> (8 * fmt.word - 8))[-64:]}
+        if int(last["ip"][0] >> (8 * fmt.word - 8)) not in tops:
+            last["torn"] = True
+    return records
+
+
+def _wraps(fmt: FtraceFormat) -> int:
+    """At what the counter starts again, 0 if it does not."""
+    # encode_cpu()'s mask is an unsigned long, which takes off 32 of 64 bits.
+    return 1 << 24 if fmt.word == 4 and not fmt.cpu_mask else 0
+
+
+def _restarts(
+    counter: npt.NDArray[np.uint64], wrap: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Where a zone's counter starts again, and which records came late."""
+    late = np.zeros(len(counter), bool)
+    falls = np.flatnonzero(counter[1:] < counter[:-1]) + 1
+    if not len(falls):
+        return falls, late
+    before = counter[falls - 1]
+    here = counter[falls]
+    if wrap:
+        rolled = before - here > wrap // 2
+        falls, before, here = falls[~rolled], before[~rolled], here[~rolled]
+    # In the middle of a write, an interrupt's records come first: only one record
+    # is behind then, and what follows goes on from before it. The last one of all
+    # may also be half old.
+    after = counter[np.minimum(falls + 1, len(counter) - 1)]
+    single = (after > before) | (falls == len(counter) - 1)
+    late[falls[single]] = True
+    return falls[~single], late
+
+
+def merge_ftrace(zones: Sequence[FtraceArray], fmt: FtraceFormat = LP64) -> Trace:
+    """
+    Merge zones by counter and then by zone, each boot for itself.
+
+    Which boots of the zones are the same one follows from their counters: of one
+    boot, no two zones have the same counter, and where one skips, another goes on.
+    """
+    zones = [zone for zone in zones if len(zone)]
+    if not zones:
+        return Trace(np.zeros(0, FTRACE), (), 0)
+    if not fmt.stamped:
+        # There is one zone, in order.
+        return Trace(np.concatenate(zones), (), 0)
+    wrap = _wraps(fmt)
+    keys = [_unrolled(zone, wrap) for zone in zones]
+    boots = _same_boots(zones, keys)
+    if wrap:
+        keys = _same_laps(zones, keys, boots, wrap)
+    records = np.concatenate(zones)
+    records["boot"] = np.concatenate(boots)
+    key = np.concatenate(keys)
+    # Boots apart from each other, and no key beyond 63 bits.
+    limit = np.uint64((1 << 56) - 1)
+    key = np.minimum(key, limit).astype(np.int64)
+    if records["boot"].min() < 0:
+        order = np.lexsort((key, records["boot"]))
+    else:
+        # Of sorted runs, this is a merge.
+        order = np.argsort(key, kind="stable")
+    records, key = records[order], key[order]
+    lost, total = _gaps(records, key)
+    return Trace(records, lost, total)
+
+
+def _unrolled(zone: FtraceArray, wrap: int) -> npt.NDArray[np.uint64]:
+    """A zone's counters as if they did not wrap."""
+    counter: npt.NDArray[np.uint64] = zone["counter"]
+    if not wrap:
+        return counter
+    signed = counter.astype(np.int64)
+    rolled = np.zeros(len(counter), np.int64)
+    same = zone["boot"][1:] == zone["boot"][:-1]
+    rolled[1:] = same & (signed[:-1] - signed[1:] > wrap // 2)
+    laps = np.cumsum(rolled)
+    for boot in range(int(zone["boot"][0]), 1):
+        where = zone["boot"] == boot
+        if where.any():
+            laps[where] -= laps[where][0]
+    return (signed + laps * wrap).astype(np.uint64)
+
+
+# Boots of all zones that are told apart; a ring that is torn to pieces may seem to
+# have a million.
+_MAX_BOOTS = 64
+
+
+def _runs(
+    zone: FtraceArray, key: npt.NDArray[np.uint64]
+) -> list[npt.NDArray[np.uint64]]:
+    """Counters of each boot in a zone, newest first; those too old to be told apart
+    in one."""
+    boot = zone["boot"]
+    runs = []
+    end = len(zone)
+    for number in range(_MAX_BOOTS):
+        last = number == _MAX_BOOTS - 1
+        start = 0 if last else int(np.searchsorted(boot, -number))
+        runs.append(key[start:end])
+        end = start
+        if not end:
+            break
+    return runs
+
+
+def _likeness(run: npt.NDArray[np.uint64], boot: npt.NDArray[np.uint64]) -> float:
+    """
+    How much counters are of the same boot as others: both sorted.
+
+    Where one run has a number, the other does not, if both are of one boot; and
+    where it skips some, the other has them.
+    """
+    if not len(run) or not len(boot):
+        return 0.0
+    if len(run) > _SAMPLE:
+        # The newest are the likeliest to have company.
+        run = run[-_SAMPLE:]
+    at = np.searchsorted(boot, run)
+    same = boot[np.minimum(at, len(boot) - 1)] == run
+    above = boot[np.minimum(at, len(boot) - 1)] == run + np.uint64(1)
+    below = (at > 0) & (boot[np.maximum(at, 1) - 1] + np.uint64(1) == run)
+    return float((above & ~same).mean() + (below & ~same).mean() - 4 * same.mean())
+
+
+def _same_boots(
+    zones: Sequence[FtraceArray], keys: Sequence[npt.NDArray[np.uint64]]
+) -> list[npt.NDArray[np.int32]]:
+    """Boots of all zones on one scale: 0 for the newest, -1 before."""
+    # Zones with more boots say more.
+    order = sorted(range(len(zones)), key=lambda n: (int(zones[n]["boot"][0]), n))
+    if all(not zone["boot"][0] for zone in zones) and len(zones) == 1:
+        return [zones[0]["boot"].copy()]
+    boots: list[npt.NDArray[np.uint64]] = []
+    chosen: dict[int, list[int]] = {}
+    for number in order:
+        runs = _runs(zones[number], keys[number])
+        chosen[number] = _align(runs, boots)
+        for run, boot in zip(runs, chosen[number]):
+            while len(boots) <= boot:
+                boots.append(np.zeros(0, np.uint64))
+            merged = np.concatenate([boots[boot], np.sort(run)])
+            merged.sort(kind="stable")
+            boots[boot] = merged
+    result = []
+    for number, zone in enumerate(zones):
+        scale = np.array(chosen[number], np.int32)
+        mine = np.minimum(-zone["boot"], len(scale) - 1)
+        result.append(-scale[mine])
+    return result
+
+
+def _align(
+    runs: Sequence[npt.NDArray[np.uint64]], boots: Sequence[npt.NDArray[np.uint64]]
+) -> list[int]:
+    """
+    For a zone's runs, newest first, the numbers of the boots that they are of:
+    rising, the best likeness in sum, and the newest if that says nothing.
+    """
+    if not boots:
+        return list(range(len(runs)))
+    # A boot may lack a run, and at the end there may be runs of boots unknown.
+    width = len(boots) + len(runs)
+    best = [0.0] * (width + 1)
+    choice: list[list[bool]] = []
+    # best[b]: of the runs from here on, put on boots b and older.
+    for run in reversed(runs):
+        like = [_likeness(run, boot) for boot in boots]
+        row = [float("-inf")] * (width + 1)
+        taken = [False] * (width + 1)
+        for boot in range(width - 1, -1, -1):
+            # Each step back costs a little.
+            own = like[boot] if boot < len(boots) else 0.0
+            put = own - 0.001 * boot + best[boot + 1]
+            taken[boot] = put >= row[boot + 1]
+            row[boot] = max(put, row[boot + 1])
+        best = row
+        choice.append(taken)
+    result = []
+    boot = 0
+    for taken in reversed(choice):
+        while boot < width - 1 and not taken[boot]:
+            boot += 1
+        result.append(boot)
+        boot += 1
+    return result
+
+
+def _same_laps(
+    zones: Sequence[FtraceArray],
+    keys: Sequence[npt.NDArray[np.uint64]],
+    boots: Sequence[npt.NDArray[np.int32]],
+    wrap: int,
+) -> list[npt.NDArray[np.uint64]]:
+    """Counters that wrap, brought to the same lap: each zone's newest are near."""
+    keys = [key.copy() for key in keys]
+    oldest = min(int(boot[0]) for boot in boots)
+    for boot in range(max(oldest, -_MAX_BOOTS), 1):
+        ends = {}
+        for number, of in enumerate(boots):
+            where = np.flatnonzero(of == boot)
+            if len(where):
+                ends[number] = (where, int(keys[number][where[-1]]))
+        if not ends:
+            continue
+        top = max(end for _, end in ends.values())
+        for number, (where, end) in ends.items():
+            laps = (top - end + wrap // 2) // wrap
+            keys[number][where] += np.uint64(laps * wrap)
+    return keys
+
+
+def _gaps(
+    records: FtraceArray, key: npt.NDArray[np.int64]
+) -> tuple[tuple[Lost, ...], int]:
+    """Counters that no zone has."""
+    sound = ~records["torn"]
+    boot, key = records["boot"][sound], key[sound]
+    steps = np.where(boot[1:] == boot[:-1], key[1:] - key[:-1], 1)
+    where = np.flatnonzero(steps > 1)
+    if not len(where):
+        return (), 0
+    counts = steps[where] - 1
+    total = int(counts.sum())
+    if len(where) > MAX_GAPS:
+        longest = np.argpartition(counts, -MAX_GAPS)[-MAX_GAPS:]
+        longest.sort()
+        where, counts = where[longest], counts[longest]
+    found = zip(boot[where].tolist(), (key[where] + 1).tolist(), counts.tolist())
+    return tuple(Lost(*gap) for gap in found), total
+
+
+_TOP_BIT = np.uint64(1 << 63)
+
+
+def addresses(
+    stored: npt.NDArray[np.uint64], fmt: FtraceFormat, kaslr_offset: int = 0
+) -> npt.NDArray[np.uint64]:
+    """
+    Addresses from stored values of ``ip`` or ``parent_ip``.
+
+    :param kaslr_offset: of the kernel in which they are looked up; used if stored
+        values are neutral.
+    """
+    if not fmt.neutral:
+        return stored
+    core = (stored & _TOP_BIT) != 0
+    return np.where(core, stored + np.uint64(kaslr_offset), stored | _TOP_BIT)
+
+
+class DmesgRecord(NamedTuple):
+    """One record of a dump zone."""
+
+    seconds: int
+    """Of its header: wall clock, since 1970."""
+    microseconds: int
+    compressed: bool
+    reason: str
+    """Panic, Oops, …; empty if the record does not say."""
+    count: int
+    """Of oopses since boot."""
+    part: int
+    text: bytes
+    """Plain, its first line (reason, count and part) included."""
+    algorithm: str
+    """That it was compressed with: deflate, zlib, lzo, lz4, 842, zstd; or none."""
+    error: str
+    """Why text is not all there is; empty if it is."""
+
+
+def decode_dmesg(
+    content: bytes, *, algorithm: str | None = None, max_size: int = 1 << 20
+) -> DmesgRecord | None:
+    """
+    Parse a dump zone's header and decompress what follows.
+
+    :param algorithm: the kernel's, if it is known; else all are tried.
+    :param max_size: bytes that text may have.
+    :return: None if there is no header, where the kernel discards the zone.
+    """
+    raise NotImplementedError
+
+
+def parse_dmesg_body(
+    body: bytes,
+    compressed: bool,
+    *,
+    seconds: int = 0,
+    microseconds: int = 0,
+    algorithm: str | None = None,
+    max_size: int = 1 << 20,
+) -> DmesgRecord:
+    """
+    Like :func:`decode_dmesg` for a record whose header is elsewhere (pstorefs,
+    pstore_zone, EFI).
+    """
+    raise NotImplementedError
+
+
+def decompress(
+    data: bytes, algorithm: str | None = None, max_size: int = 1 << 20
+) -> tuple[bytes, str, str]:
+    """
+    Decompress a record that may be cut short and have garbage behind.
+
+    :return: what could be made of it, the algorithm, and why that is not all (or
+        empty).
+    """
+    raise NotImplementedError
+
+
+class LogcatMessage(NamedTuple):
+    """One message of Android's liblog in pmsg."""
+
+    log_id: int
+    uid: int
+    pid: int
+    tid: int
+    seconds: int
+    nanoseconds: int
+    priority: int
+    """Of a text message; 0 if it is none."""
+    tag: bytes
+    message: bytes
+
+
+def logcat_messages(content: bytes) -> Iterator[LogcatMessage]:
+    """Messages in Android's framing; whatever is none is skipped."""
+    raise NotImplementedError
+
+
+def is_logcat(content: bytes) -> bool:
+    """Whether pmsg is framed as Android does."""
+    raise NotImplementedError
+
+
+def format_ftrace(
+    records: FtraceArray,
+    fmt: FtraceFormat = LP64,
+    *,
+    name: Iterable[str] = (),
+) -> Iterator[str]:
+    """Lines as the kernel prints them."""
+    raise NotImplementedError

@@ -74,7 +74,7 @@ def files() -> dict[str, bytes]:
     interpreter = Path(sys.executable).resolve()
     made["python3"] = _stripped(interpreter)
     own = {path.resolve() for _, path in modules.values()} | {interpreter}
-    libraries = {_soname(path): path for path in mapped - own}
+    libraries = {soname(path): path for path in mapped - own}
     for name, path in libraries.items():
         made[f"lib/{name}"] = _stripped(path)
     (loader,) = (name for name in libraries if name.startswith("ld-"))
@@ -133,7 +133,7 @@ def _stripped(path: Path) -> bytes:
         return (stripped if loads else path).read_bytes()
 
 
-def _soname(path: Path) -> str:
+def soname(path: Path) -> str:
     """Return the name by which others ask for a library."""
     with path.open("rb") as file:
         for section in ELFFile(file).iter_sections():

@@ -345,7 +345,8 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _key(spec: Spec, kernel: Kernel) -> str:
-    parts: list[Any] = [kernel.release, kernel.version, spec, _RECIPE, DAMAGE]
+    parts: list[Any] = [kernel.release, kernel.version, spec, cmdline(spec)]
+    parts += [_RECIPE, DAMAGE]
     parts += [
         (guest.SOURCES / name).read_text()
         for name in ("agent.c", "kexec.c", "copy.c", "init.sh", "pstore.sh")
@@ -423,7 +424,8 @@ def cmdline(spec: Spec) -> str:
         given.update(_where(spec))
     if spec.writes_all:
         words += [f"ramoops.{name}={value}" for name, value in given.items()]
-    return " ".join(words)
+    # Zeroes take no room in the cache.
+    return " ".join([*words, "init_on_free=1"])
 
 
 def _where(spec: Spec) -> dict[str, str]:
@@ -459,7 +461,6 @@ def booted(
             append += f" crashkernel={_CRASHKERNEL_MIB}M"
         with qemu.booted(
             kernel,
-            memory_mib=spec.memory_mib,
             append=append,
             smp=spec.smp,
             kaslr=spec.kaslr,
@@ -468,7 +469,7 @@ def booted(
             files=files,
             programs=programs,
             modules=(*guest.SPARE_MODULES, "ramoops"),
-            **options,
+            **{"memory_mib": spec.memory_mib, **options},
         ) as vm:
             yield vm
 

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is read from ramoops regions, against what the next boot's kernel made of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from drgn_tools.pstore_records import (
+    FtraceArray,
+    FtraceFormat,
+    addresses,
+    decode_dmesg,
+    decode_ftrace,
+    merge_ftrace,
+)
+from drgn_tools.ramoops import Layout, Region, Zone, places, read_region
+from drgn_tools.reed_solomon import Ecc
+
+from . import pstore_guests
+from .pstore_guests import MATRIX, Guest, Spec
+
+RECORD_SIZE = 24
+
+
+class Case(NamedTuple):
+    """A region that a boot found, read in two ways."""
+
+    guest: Guest
+    boot: int
+    told: Region
+    """Of a known layout, as the kernel reads it."""
+    files: dict[str, bytes]
+    """What the kernel made of it."""
+
+
+CASES = [
+    (spec, boot)
+    for spec in MATRIX
+    for boot in range(spec.writes_all, pstore_guests.BOOTS)
+]
+
+
+def layout(spec: Spec) -> Layout:
+    """Return what a guest's kernel was told."""
+    return Layout(
+        record_size=spec.record_size,
+        console_size=spec.console_size,
+        ftrace_size=spec.ftrace_size,
+        pmsg_size=spec.pmsg_size,
+        ecc=Ecc() if spec.ecc else None,
+        cpus=spec.smp,
+        pmsg_first=spec.writes_all,
+    )
+
+
+@functools.lru_cache(maxsize=None)
+def read(spec: Spec, boot: int) -> Case:
+    guest = pstore_guests.get(spec)
+    region = read_region(guest.region(boot), layout(spec), live=False)
+    return Case(guest, boot, region, guest.files(boot))
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0].name}-{case[1]}")
+def case(request: pytest.FixtureRequest) -> Case:
+    return read(*request.param)
+
+
+@pytest.fixture(
+    params=[c for c in CASES if c[0].writes_all], ids=lambda c: f"{c[0].name}-{c[1]}"
+)
+def traced(request: pytest.FixtureRequest) -> Case:
+    """One with a function trace that its kernel shows."""
+    return read(*request.param)
+
+
+# --- the kernel's own files
+
+
+def notice(spec: Spec, corrected: int, bad: int) -> bytes:
+    """Return what the kernel appends to a file about ECC."""
+    if not spec.ecc:
+        return b""
+    prefix = b"" if spec.kernel == "5.10" else b"ECC: "
+    if corrected or bad:
+        said = b"%d Corrected bytes, %d unrecoverable blocks" % (corrected, bad)
+    else:
+        said = b"No errors detected"
+    return b"\n" + prefix + said + b"\n"
+
+
+def zones(region: Region, kind: str) -> list[Zone]:
+    return [zone for zone in region.zones if zone.kind == kind and zone.content]
+
+
+def test_zones_lie_where_the_kernel_puts_them(case: Case) -> None:
+    expected = pstore_guests.places(case.guest.spec)
+    made = places(layout(case.guest.spec), case.guest.spec.mem_size)
+    assert [tuple(place) for place in made] == [tuple(place) for place in expected]
+    seen = [(z.kind, z.index, z.address, z.size) for z in case.told.zones]
+    assert seen == [tuple(place) for place in expected]
+
+
+@pytest.mark.parametrize("kind", ["console", "pmsg"])
+def test_text_is_the_kernels(case: Case, kind: str) -> None:
+    spec = case.guest.spec
+    made = {
+        f"{kind}-ramoops-0": zone.content
+        + notice(spec, zone.corrected_bytes, zone.bad_blocks)
+        for zone in zones(case.told, kind)
+    }
+    assert made == {n: c for n, c in case.files.items() if n.startswith(kind)}
+    # Only kernels that write them have them after their own boot.
+    assert bool(made) == (spec.writes_all or case.boot == 0)
+
+
+def test_dmesg_is_the_kernels(case: Case) -> None:
+    made, times = {}, {}
+    for zone in zones(case.told, "dmesg"):
+        record = decode_dmesg(zone.content)
+        assert record and not record.error
+        name = f"dmesg-ramoops-{zone.index}"
+        said = notice(case.guest.spec, zone.corrected_bytes, zone.bad_blocks)
+        made[name] = record.text + said
+        times[name] = record.seconds
+        assert record.text.startswith(
+            b"%s#%d Part%d\n" % (record.reason.encode(), record.count, record.part)
+        )
+    expected = {n: c for n, c in case.files.items() if n.startswith("dmesg")}
+    assert made == expected and made
+    mtimes = case.guest.mtimes(case.boot)
+    assert times == {name: mtimes[name] for name in times}
+
+
+def test_dmesg_says_why(case: Case) -> None:
+    """A panic, then restarts; each boot writes from the first zone on."""
+    records = [decode_dmesg(zone.content) for zone in zones(case.told, "dmesg")]
+    reasons = [(r.reason, r.count, r.compressed) for r in records if r]
+    if case.boot == 0:
+        assert reasons[0] == ("Oops", 1, False)
+    elif case.boot == 1:
+        assert reasons[:2] == [("Panic", 1, True), ("Emergency", 2, True)]
+    else:
+        assert reasons[:2] == [("Emergency", 1, True), ("Emergency", 2, True)]
+
+
+# --- function traces
+
+
+def as_stored(spec: Spec) -> FtraceFormat:
+    return FtraceFormat(neutral=spec.kernel == "7.2-bench")
+
+
+def traces(case: Case) -> list[FtraceArray]:
+    made = []
+    for zone in case.told.zones:
+        if zone.kind == "ftrace":
+            records = decode_ftrace(
+                zone.content, as_stored(case.guest.spec), zone=zone.index
+            )
+            made.append(records)
+    return made
+
+
+def stored(records: FtraceArray) -> bytes:
+    """Return records as a 64-bit kernel stores them."""
+    made = np.zeros((len(records), 3), "<u8")
+    made[:, 0] = records["ip"]
+    made[:, 1] = records["parent_ip"]
+    made[:, 2] = records["counter"] << 8 | records["cpu"]
+    return made.tobytes()
+
+
+def combined(logs: Sequence[bytes]) -> bytes:
+    """Return what the kernel merges zones to: two at a time, boots or not."""
+    merged: list[bytes] = []
+    for log in logs:
+        new = [log[i : i + RECORD_SIZE] for i in range(0, len(log), RECORD_SIZE)]
+        old, merged = merged, []
+        i = j = 0
+        while i < len(old) and j < len(new):
+            if old[i][17:][::-1] < new[j][17:][::-1]:
+                merged.append(old[i])
+                i += 1
+            else:
+                merged.append(new[j])
+                j += 1
+        merged += old[i:] + new[j:]
+    return b"".join(merged)
+
+
+def lines(case: Case, log: bytes) -> list[bytes]:
+    """Return records as the kernel prints them, but for the names."""
+    records = np.frombuffer(log, "<u8").reshape(-1, 3)
+    slide = case.guest.slide(case.boot)
+    columns = [
+        addresses(records[:, i], as_stored(case.guest.spec), slide) for i in (0, 1)
+    ]
+    return [
+        b"CPU:%d ts:%d %08x  %08x" % (ts & 0xFF, ts >> 8, ip, parent)
+        for ip, parent, ts in zip(
+            *(c.tolist() for c in columns), records[:, 2].tolist()
+        )
+    ]
+
+
+def without_names(file: bytes) -> list[bytes]:
+    return [b"  ".join(line.split(b"  ")[:2]) for line in file.splitlines()]
+
+
+def test_ftrace_is_the_kernels(traced: Case) -> None:
+    """Zone by zone, merged as the kernel does it, its faults included."""
+    spec = traced.guest.spec
+    log = combined([stored(records) for records in traces(traced)])
+    assert len(log) // RECORD_SIZE > 150 * spec.smp
+    if spec.ecc and spec.kernel == "6.12-bench":
+        # It takes the notice for a part of the records.
+        found = [zone for zone in traced.told.zones if zone.kind == "ftrace"]
+        log += notice(
+            spec,
+            sum(zone.corrected_bytes for zone in found),
+            sum(zone.bad_blocks for zone in found),
+        )
+        log = log[len(log) % RECORD_SIZE :]
+    assert lines(traced, log) == without_names(traced.files["ftrace-ramoops-0"])
+
+
+def test_merged_ftrace_is_the_kernels(traced: Case) -> None:
+    """All that the zones have, each boot by itself and in order."""
+    merged = merge_ftrace(traces(traced), as_stored(traced.guest.spec)).records
+    whole = b"".join(map(stored, traces(traced)))
+    assert sorted(lines(traced, stored(merged))) == sorted(lines(traced, whole))
+    order = merged[["boot", "counter", "zone"]]
+    assert (np.sort(order, kind="stable") == order).all()
+    assert (merged["cpu"] == merged["zone"]).all()
+    assert not merged["torn"].any()
+    boots = set(merged["boot"].tolist())
+    assert boots == ({0} if traced.boot == 1 else {-1, 0})
+
+
+def test_boots_are_told_apart(traced: Case) -> None:
+    """What the previous region already had is of an earlier boot, and no more."""
+    if traced.boot == 1:
+        pytest.skip("one boot")
+    spec = traced.guest.spec
+    before = traces(read(spec, 1))
+    merged = merge_ftrace(traces(traced), as_stored(spec)).records
+    for zone, old in enumerate(before):
+        mine = merged[merged["zone"] == zone]
+        earlier = stored(mine[mine["boot"] == -1])
+        assert earlier and stored(old).endswith(earlier)
+        if not traced.told.zones[-spec.smp + zone].wrapped:
+            assert stored(old) == earlier
+
+
+def test_kaslr_moved_the_kernel() -> None:
+    """Otherwise nothing above says anything about addresses."""
+    for spec in MATRIX:
+        guest = pstore_guests.get(spec)
+        slides = {guest.slide(boot) for boot in range(pstore_guests.BOOTS)}
+        assert (len(slides) > 1) == spec.kaslr, spec.name
+
+
+def test_rings_wrap() -> None:
+    for spec in MATRIX:
+        if spec.writes_all:
+            wrapped = {
+                zone.kind
+                for zone in read(spec, 1).told.zones
+                if zone.wrapped and zone.kind != "dmesg"
+            }
+            small = {"console", "pmsg", "ftrace"}
+            assert wrapped == (small if "wrapped" in spec.label else set()), spec.name

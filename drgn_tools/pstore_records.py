@@ -82,8 +82,9 @@ class Lost(NamedTuple):
 
     boot: int
     first: int
-    """The first of them."""
-    count: int
+    """The first of them, as if they did not wrap."""
+    length: int
+    """How many in a row."""
 
 
 class Trace(NamedTuple):
@@ -185,7 +186,7 @@ def decode_ftrace(
     :param content: linearised; what is left of an overwritten record in front is
         skipped.
     :param zone: for the column.
-    :param cpu: that all of the zone is of, for one of many (``Zone.index``): of CPUs
+    :param cpu: that all of the zone is of, for one of many (``Zone.number``): of CPUs
         from 256 on, records have only the low bits.
     :param missing: bytes behind the content that could not be read.
     :return: an array of :data:`FTRACE`, boots numbered in this zone alone.
@@ -276,16 +277,15 @@ def merge_ftrace(zones: Sequence[FtraceArray], fmt: FtraceFormat = LP64) -> Trac
     records = np.concatenate(zones)
     records["boot"] = np.concatenate(boots)
     key = np.concatenate(keys)
-    # Boots apart from each other, and no key beyond 63 bits.
-    limit = np.uint64((1 << 56) - 1)
-    key = np.minimum(key, limit).astype(np.int64)
+    # Ready to be subtracted from; a counter has 56 bits, or 63 that are likely.
+    place = (key & np.uint64((1 << 63) - 1)).astype(np.int64)
     if records["boot"].min() < 0:
-        order = np.lexsort((key, records["boot"]))
+        order = np.lexsort((place, records["boot"]))
     else:
         # Of sorted runs, this is a merge.
-        order = np.argsort(key, kind="stable")
-    records, key = np.take(records, order), key[order]
-    lost, total = _gaps(records, key)
+        order = np.argsort(place, kind="stable")
+    records = np.take(records, order)
+    lost, total = _gaps(records, place[order])
     return Trace(records, lost, total)
 
 
@@ -530,7 +530,7 @@ class DmesgRecord(NamedTuple):
     compressed: bool
     reason: str
     """Panic, Oops, …; empty if the record does not say."""
-    count: int
+    oops_count: int
     """Of oopses since boot."""
     part: int
     text: bytes
@@ -612,6 +612,8 @@ def decompress(
         if not error and not text:
             error = "nothing in it"
         score = _is_text(text) + (not error) * 0.5
+        if name == "zstd" and data.startswith(_ZSTD_MAGIC):
+            score += 1
         if name == algorithm or score > best_score:
             best, best_score = (text, name, error), score
         if score > 2:
@@ -619,6 +621,9 @@ def decompress(
     if best_score < 1 and algorithm is None:
         return b"", "none", "it cannot be decompressed"
     return best
+
+
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 def _attempt(name: str, data: bytes, max_size: int) -> tuple[bytes, str]:
@@ -704,6 +709,8 @@ def _unlz4(data: bytes, max_size: int, out: bytearray) -> None:
         if at > len(data) or not 0 < offset <= len(out):
             raise ValueError("an impossible match")
         _copy(out, offset, min(length(token & 15) + 4, max_size))
+    if len(out) < max_size:
+        raise ValueError("no end")
 
 
 def _copy(out: bytearray, offset: int, count: int) -> None:
@@ -714,10 +721,33 @@ def _copy(out: bytearray, offset: int, count: int) -> None:
 # What an operation of 842 does for its 8 bytes: D, so many bytes as they are; I, so
 # many from earlier (:linux:`lib/842/842.h`).
 _842_OPS = (
-    "D8 D4D2I2 D4I2D2 D4I2I2 D4I4 D2I2D4 D2I2D2I2 D2I2I2D2 D2I2I2I2 D2I2I4 I2D2D4 "
-    "I2D4I2 I2D2I2D2 I2D2I2I2 I2D2I4 I2I2D4 I2I2D2I2 I2I2I2D2 I2I2I2I2 I2I2I4 I4D4 "
-    "I4D2I2 I4I2D2 I4I2I2 I4I4 I8"
-).split()
+    "D8",
+    "D4D2I2",
+    "D4I2D2",
+    "D4I2I2",
+    "D4I4",
+    "D2I2D4",
+    "D2I2D2I2",
+    "D2I2I2D2",
+    "D2I2I2I2",
+    "D2I2I4",
+    "I2D2D4",
+    "I2D4I2",
+    "I2D2I2D2",
+    "I2D2I2I2",
+    "I2D2I4",
+    "I2I2D4",
+    "I2I2D2I2",
+    "I2I2I2D2",
+    "I2I2I2I2",
+    "I2I2I4",
+    "I4D4",
+    "I4D2I2",
+    "I4I2D2",
+    "I4I2I2",
+    "I4I4",
+    "I8",
+)
 # Bits of an index into what came last, by the bytes that it stands for.
 _842_INDEX = {2: 8, 4: 9, 8: 8}
 

@@ -46,7 +46,7 @@ class Zone(NamedTuple):
     """A zone, read."""
 
     kind: Kind
-    index: int
+    number: int
     """Among those of its kind."""
     address: int
     """Of its header: physical, or the offset in the region."""
@@ -177,7 +177,7 @@ def read_zone(
     ecc: Ecc | None = None,
     signature: int | None = None,
     kind: Kind = "unknown",
-    index: int = 0,
+    number: int = 0,
     address: int = 0,
     live: bool = True,
     staging: bool = False,
@@ -202,7 +202,7 @@ def read_zone(
         size = len(memory)
     memory = bytes(memory[:size])
     room = ring_size(size, ecc, staging=staging)
-    zone = Zone(kind, index, address, size, room, 0, 0, 0, "missing", False, b"")
+    zone = Zone(kind, number, address, size, room, 0, 0, 0, "missing", False, b"")
     zone = zone._replace(ecc=ecc)
     if len(memory) < HEADER_SIZE:
         return zone
@@ -307,7 +307,7 @@ def read_psz_buffer(
     memory: bytes,
     *,
     kind: Kind,
-    index: int = 0,
+    number: int = 0,
     address: int = 0,
     byteorder: ByteOrder = "little",
     rotated: bool = False,
@@ -320,7 +320,7 @@ def read_psz_buffer(
     """
     room = len(memory) - HEADER_SIZE
     zone = Zone(
-        kind, index, address, len(memory), max(0, room), 0, 0, 0, "missing", False, b""
+        kind, number, address, len(memory), max(0, room), 0, 0, 0, "missing", False, b""
     )
     if room <= 0:
         return zone
@@ -372,7 +372,7 @@ class Place(NamedTuple):
     """Where a zone is in a region."""
 
     kind: Kind
-    index: int
+    number: int
     offset: int
     size: int
 
@@ -513,14 +513,14 @@ def read_region(
                 size=place.size,
                 ecc=layout.ecc,
                 kind=place.kind,
-                index=place.index,
+                number=place.number,
                 address=place.offset,
                 live=live,
                 staging=layout.staging,
                 byteorder=layout.byteorder,
             )
         except DumpError as error:
-            notes.append(f"{place.kind} {place.index} at {place.offset:#x}: {error}")
+            notes.append(f"{place.kind} {place.number} at {place.offset:#x}: {error}")
             continue
         zones.append(zone)
     versions = [zone.version for zone in zones if zone.version is not None]

@@ -11,8 +11,12 @@ and Android's liblog.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+import importlib
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -78,8 +82,9 @@ class Lost(NamedTuple):
 
     boot: int
     first: int
-    """The first of them."""
-    count: int
+    """The first of them, as if they did not wrap."""
+    length: int
+    """How many in a row."""
 
 
 class Trace(NamedTuple):
@@ -181,7 +186,7 @@ def decode_ftrace(
     :param content: linearised; what is left of an overwritten record in front is
         skipped.
     :param zone: for the column.
-    :param cpu: that all of the zone is of, for one of many (``Zone.index``): of CPUs
+    :param cpu: that all of the zone is of, for one of many (``Zone.number``): of CPUs
         from 256 on, records have only the low bits.
     :param missing: bytes behind the content that could not be read.
     :return: an array of :data:`FTRACE`, boots numbered in this zone alone.
@@ -272,16 +277,15 @@ def merge_ftrace(zones: Sequence[FtraceArray], fmt: FtraceFormat = LP64) -> Trac
     records = np.concatenate(zones)
     records["boot"] = np.concatenate(boots)
     key = np.concatenate(keys)
-    # Boots apart from each other, and no key beyond 63 bits.
-    limit = np.uint64((1 << 56) - 1)
-    key = np.minimum(key, limit).astype(np.int64)
+    # Ready to be subtracted from; a counter has 56 bits, or 63 that are likely.
+    place = (key & np.uint64((1 << 63) - 1)).astype(np.int64)
     if records["boot"].min() < 0:
-        order = np.lexsort((key, records["boot"]))
+        order = np.lexsort((place, records["boot"]))
     else:
         # Of sorted runs, this is a merge.
-        order = np.argsort(key, kind="stable")
-    records, key = records[order], key[order]
-    lost, total = _gaps(records, key)
+        order = np.argsort(place, kind="stable")
+    records = np.take(records, order)
+    lost, total = _gaps(records, place[order])
     return Trace(records, lost, total)
 
 
@@ -295,16 +299,16 @@ def _unrolled(zone: FtraceArray, wrap: int) -> npt.NDArray[np.uint64]:
     same = zone["boot"][1:] == zone["boot"][:-1]
     rolled[1:] = same & (signed[:-1] - signed[1:] > wrap // 2)
     laps = np.cumsum(rolled)
-    for boot in range(int(zone["boot"][0]), 1):
-        where = zone["boot"] == boot
-        if where.any():
-            laps[where] -= laps[where][0]
+    # From the start of its boot, each.
+    starts = np.zeros(len(counter), np.int64)
+    starts[1:] = np.where(same, 0, np.arange(1, len(counter)))
+    laps -= laps[np.maximum.accumulate(starts)]
     return (signed + laps * wrap).astype(np.uint64)
 
 
 # Boots of all zones that are told apart; a ring that is torn to pieces may seem to
 # have a million.
-_MAX_BOOTS = 64
+_MAX_BOOTS = 16
 
 
 def _runs(
@@ -358,6 +362,8 @@ def _same_boots(
         runs = _runs(zones[number], keys[number])
         chosen[number] = _align(runs, boots)
         for run, boot in zip(runs, chosen[number]):
+            if boot >= _MAX_BOOTS:
+                continue
             while len(boots) <= boot:
                 boots.append(np.zeros(0, np.uint64))
             merged = np.concatenate([boots[boot], np.sort(run)])
@@ -381,7 +387,7 @@ def _align(
     if not boots:
         return list(range(len(runs)))
     # A boot may lack a run, and at the end there may be runs of boots unknown.
-    width = len(boots) + len(runs)
+    width = min(len(boots) + len(runs), 2 * _MAX_BOOTS)
     best = [0.0] * (width + 1)
     choice: list[list[bool]] = []
     # best[b]: of the runs from here on, put on boots b and older.
@@ -469,6 +475,52 @@ def addresses(
     return np.where(core, stored + np.uint64(kaslr_offset), stored | _TOP_BIT)
 
 
+#: Text for an address.
+Name = Callable[[int], str]
+
+
+def _no_name(address: int) -> str:
+    return f"{address:#x}"
+
+
+def format_ftrace(
+    records: FtraceArray,
+    fmt: FtraceFormat = LP64,
+    *,
+    kaslr_offset: int = 0,
+    function: Name = _no_name,
+    caller: Name = _no_name,
+) -> Iterator[str]:
+    """
+    Lines as the kernel prints them, without their ends.
+
+    :param kaslr_offset: see :func:`addresses`.
+    :param function: names ip, as ``%ps`` does; is asked once for each address.
+    :param caller: names parent_ip, as ``%pS`` does.
+    """
+    callees: dict[int, str] = {}
+    callers: dict[int, str] = {}
+    for start in range(0, len(records), 1 << 16):
+        part = records[start : start + (1 << 16)]
+        columns = zip(
+            part["cpu"].tolist(),
+            part["counter"].tolist(),
+            addresses(part["ip"], fmt, kaslr_offset).tolist(),
+            addresses(part["parent_ip"], fmt, kaslr_offset).tolist(),
+        )
+        for cpu, counter, ip, parent in columns:
+            to = callees.get(ip)
+            if to is None:
+                to = callees[ip] = function(ip)
+            by = callers.get(parent)
+            if by is None:
+                by = callers[parent] = caller(parent)
+            if fmt.stamped:
+                yield f"CPU:{cpu} ts:{counter} {ip:08x}  {parent:08x}  {to} <- {by}"
+            else:
+                yield f"{cpu} {ip:08x}  {parent:08x}  {to} <- {by}"
+
+
 class DmesgRecord(NamedTuple):
     """One record of a dump zone."""
 
@@ -478,7 +530,7 @@ class DmesgRecord(NamedTuple):
     compressed: bool
     reason: str
     """Panic, Oops, …; empty if the record does not say."""
-    count: int
+    oops_count: int
     """Of oopses since boot."""
     part: int
     text: bytes
@@ -487,6 +539,10 @@ class DmesgRecord(NamedTuple):
     """That it was compressed with: deflate, zlib, lzo, lz4, 842, zstd; or none."""
     error: str
     """Why text is not all there is; empty if it is."""
+
+
+_DMESG_HEADER = re.compile(rb"====(\d{1,19})\.(\d{1,9})(?:-([CD]))?\n")
+_DMESG_REASON = re.compile(rb"([A-Z][A-Za-z]{1,15})#(\d{1,9}) Part(\d{1,9})\n")
 
 
 def decode_dmesg(
@@ -499,7 +555,17 @@ def decode_dmesg(
     :param max_size: bytes that text may have.
     :return: None if there is no header, where the kernel discards the zone.
     """
-    raise NotImplementedError
+    header = _DMESG_HEADER.match(content)
+    if header is None:
+        return None
+    return parse_dmesg_body(
+        content[header.end() :],
+        header[3] == b"C",
+        seconds=int(header[1]),
+        microseconds=int(header[2]),
+        algorithm=algorithm,
+        max_size=max_size,
+    )
 
 
 def parse_dmesg_body(
@@ -515,7 +581,16 @@ def parse_dmesg_body(
     Like :func:`decode_dmesg` for a record whose header is elsewhere (pstorefs,
     pstore_zone, EFI).
     """
-    raise NotImplementedError
+    text, name, error = body, "none", ""
+    if compressed:
+        text, name, error = decompress(body, algorithm, max_size)
+    first = _DMESG_REASON.match(text)
+    reason, count, part = "", 0, 0
+    if first is not None:
+        reason, count, part = first[1].decode(), int(first[2]), int(first[3])
+    return DmesgRecord(
+        seconds, microseconds, compressed, reason, count, part, text, name, error
+    )
 
 
 def decompress(
@@ -524,10 +599,218 @@ def decompress(
     """
     Decompress a record that may be cut short and have garbage behind.
 
+    :param algorithm: as the kernel names it; None to try all.
     :return: what could be made of it, the algorithm, and why that is not all (or
         empty).
     """
-    raise NotImplementedError
+    if algorithm is not None and algorithm not in _DECOMPRESSORS:
+        return b"", algorithm, f"compressed with {algorithm}, which is unknown"
+    best = b"", "none", "it cannot be decompressed"
+    best_score = 0.0
+    for name in [algorithm] if algorithm is not None else _DECOMPRESSORS:
+        text, error = _attempt(name, data, max_size)
+        if not error and not text:
+            error = "nothing in it"
+        score = _is_text(text) + (not error) * 0.5
+        if name == "zstd" and data.startswith(_ZSTD_MAGIC):
+            score += 1
+        if name == algorithm or score > best_score:
+            best, best_score = (text, name, error), score
+        if score > 2:
+            break
+    if best_score < 1 and algorithm is None:
+        return b"", "none", "it cannot be decompressed"
+    return best
+
+
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+def _attempt(name: str, data: bytes, max_size: int) -> tuple[bytes, str]:
+    pieces = bytearray()
+    try:
+        _DECOMPRESSORS[name](data, max_size, pieces)
+        error = ""
+    # Each library has its own errors for what cannot be decompressed.
+    except Exception as why:
+        error = f"{name} data is damaged or cut short: {why}"
+    return bytes(pieces[:max_size]), error
+
+
+def _is_text(data: bytes) -> float:
+    """From 0 to 1; more if it is the kernel's."""
+    if not data:
+        return 0.0
+    good = len(data) - len(data.translate(None, _TEXT))
+    return good / len(data) + (2 if _DMESG_REASON.match(data) else 0)
+
+
+_TEXT = bytes([*range(0x20, 0x7F), 9, 10, 13])
+
+
+def _inflate(bits: int) -> _Decompressor:
+    def decompress(data: bytes, max_size: int, out: bytearray) -> None:
+        stream = zlib.decompressobj(bits)
+        # What came before damage is worth having.
+        for start in range(0, len(data), 64):
+            out += stream.decompress(data[start : start + 64], max_size)
+            if stream.eof or len(out) >= max_size:
+                break
+        if not stream.eof:
+            raise ValueError("no end")
+
+    return decompress
+
+
+def _unzstd(data: bytes, max_size: int, out: bytearray) -> None:
+    zstandard: Any = importlib.import_module("zstandard")
+    reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data)
+    while len(out) < max_size and (piece := reader.read(min(4096, max_size))):
+        out += piece
+    if not out:
+        raise ValueError("no end")
+
+
+def _unlzo(data: bytes, max_size: int, out: bytearray) -> None:
+    lzo: Any = importlib.import_module("lzo")
+    out += lzo.decompress(data, False, max_size)
+
+
+def _unlz4(data: bytes, max_size: int, out: bytearray) -> None:
+    """
+    A block of LZ4 (lz4_Block_format.md). Libraries give nothing for one that is cut.
+    """
+    at = 0
+
+    def length(nibble: int) -> int:
+        nonlocal at
+        total = nibble
+        if nibble == 15:
+            while True:
+                total += data[at]
+                at += 1
+                if data[at - 1] != 255 or total > max_size:
+                    break
+        return total
+
+    while at < len(data) and len(out) < max_size:
+        token = data[at]
+        at += 1
+        literals = length(token >> 4)
+        out += data[at : at + literals]
+        at += literals
+        if at == len(data):
+            # The last sequence has no match.
+            return
+        if at > len(data):
+            raise ValueError("no end")
+        offset = int.from_bytes(data[at : at + 2], "little")
+        at += 2
+        if at > len(data) or not 0 < offset <= len(out):
+            raise ValueError("an impossible match")
+        _copy(out, offset, min(length(token & 15) + 4, max_size))
+    if len(out) < max_size:
+        raise ValueError("no end")
+
+
+def _copy(out: bytearray, offset: int, count: int) -> None:
+    piece = bytes(out[-offset:])
+    out += (piece * (count // offset + 1))[:count]
+
+
+# What an operation of 842 does for its 8 bytes: D, so many bytes as they are; I, so
+# many from earlier (:linux:`lib/842/842.h`).
+_842_OPS = (
+    "D8",
+    "D4D2I2",
+    "D4I2D2",
+    "D4I2I2",
+    "D4I4",
+    "D2I2D4",
+    "D2I2D2I2",
+    "D2I2I2D2",
+    "D2I2I2I2",
+    "D2I2I4",
+    "I2D2D4",
+    "I2D4I2",
+    "I2D2I2D2",
+    "I2D2I2I2",
+    "I2D2I4",
+    "I2I2D4",
+    "I2I2D2I2",
+    "I2I2I2D2",
+    "I2I2I2I2",
+    "I2I2I4",
+    "I4D4",
+    "I4D2I2",
+    "I4I2D2",
+    "I4I2I2",
+    "I4I4",
+    "I8",
+)
+# Bits of an index into what came last, by the bytes that it stands for.
+_842_INDEX = {2: 8, 4: 9, 8: 8}
+
+
+def _un842(data: bytes, max_size: int, out: bytearray) -> None:
+    at, end = 0, len(data) * 8
+
+    def take(count: int) -> int:
+        nonlocal at
+        at += count
+        if at > end:
+            raise ValueError("no end")
+        return window(at - count, count)
+
+    def window(start: int, count: int) -> int:
+        first = start // 8
+        piece = int.from_bytes(data[first : first + 10].ljust(10, b"\0"), "big")
+        return piece >> (80 - (start - first * 8) - count) & (1 << count) - 1
+
+    while len(out) < max_size:
+        op = take(5)
+        if op < len(_842_OPS):
+            done = len(out)
+            for kind, digit in zip(_842_OPS[op][::2], _842_OPS[op][1::2]):
+                size = int(digit)
+                if kind == "D":
+                    out += take(size * 8).to_bytes(size, "big")
+                    continue
+                offset = take(_842_INDEX[size]) * size
+                reach = size << _842_INDEX[size]
+                # The index is into a ring of what was whole before.
+                if done > reach:
+                    lap = done - done % reach
+                    offset += lap - reach if offset >= done - lap else lap
+                if offset + size > done:
+                    raise ValueError("an impossible index")
+                out += out[offset : offset + size]
+        elif op == 0x1B:
+            if len(out) < 8:
+                raise ValueError("nothing to repeat")
+            _copy(out, 8, 8 * (take(6) + 1))
+        elif op == 0x1C:
+            out += bytes(8)
+        elif op == 0x1D:
+            for _ in range(take(3)):
+                out.append(take(8))
+        elif op == 0x1E:
+            return
+        else:
+            raise ValueError("an unknown operation")
+
+
+_Decompressor = Callable[[bytes, int, bytearray], None]
+# By the kernel's names; what says most about itself first.
+_DECOMPRESSORS: dict[str, _Decompressor] = {
+    "zstd": _unzstd,
+    "zlib": _inflate(15),
+    "deflate": _inflate(-15),
+    "lzo": _unlzo,
+    "lz4": _unlz4,
+    "lz4hc": _unlz4,
+    "842": _un842,
+}
 
 
 class LogcatMessage(NamedTuple):
@@ -545,21 +828,57 @@ class LogcatMessage(NamedTuple):
     message: bytes
 
 
+# android_pmsg_log_header_t and android_log_header_t, packed: magic, length of all,
+# uid, pid; log id, tid, time.
+_LOGCAT = struct.Struct("<BHHHBHII")
+# Of main, radio, events, system, crash, stats, security, kernel: binary.
+_LOGCAT_BINARY = (2, 5, 6)
+
+
+def _logcat(content: bytes) -> Iterator[tuple[int, int, LogcatMessage]]:
+    """Messages, from where to where."""
+    at = 0
+    while True:
+        at = content.find(b"l", at)
+        if at < 0 or at + _LOGCAT.size > len(content):
+            return
+        _, size, uid, pid, log_id, tid, seconds, nanoseconds = _LOGCAT.unpack_from(
+            content, at
+        )
+        end = at + size
+        if (
+            size < _LOGCAT.size
+            or end > len(content)
+            or log_id > 7
+            or nanoseconds >= 1_000_000_000
+            # What comes next is another message, or nothing.
+            or content[end : end + 1] not in (b"l", b"")
+        ):
+            at += 1
+            continue
+        payload = content[at + _LOGCAT.size : end]
+        priority, tag, message = 0, b"", payload
+        if log_id not in _LOGCAT_BINARY and payload and payload[0] < 9:
+            priority = payload[0]
+            tag, _, message = payload[1:].partition(b"\0")
+            message = message.rstrip(b"\0")
+        yield (
+            at,
+            end,
+            LogcatMessage(
+                log_id, uid, pid, tid, seconds, nanoseconds, priority, tag, message
+            ),
+        )
+        at = end
+
+
 def logcat_messages(content: bytes) -> Iterator[LogcatMessage]:
     """Messages in Android's framing; whatever is none is skipped."""
-    raise NotImplementedError
+    for _, _, message in _logcat(content):
+        yield message
 
 
 def is_logcat(content: bytes) -> bool:
-    """Whether pmsg is framed as Android does."""
-    raise NotImplementedError
-
-
-def format_ftrace(
-    records: FtraceArray,
-    fmt: FtraceFormat = LP64,
-    *,
-    name: Iterable[str] = (),
-) -> Iterator[str]:
-    """Lines as the kernel prints them."""
-    raise NotImplementedError
+    """Whether pmsg is framed as Android does: most of it is."""
+    framed = sum(end - start for start, end, _ in _logcat(content))
+    return framed > len(content) // 2

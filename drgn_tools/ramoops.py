@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class Zone(NamedTuple):
     """A zone, read."""
 
     kind: Kind
-    index: int
+    number: int
     """Among those of its kind."""
     address: int
     """Of its header: physical, or the offset in the region."""
@@ -177,7 +177,7 @@ def read_zone(
     ecc: Ecc | None = None,
     signature: int | None = None,
     kind: Kind = "unknown",
-    index: int = 0,
+    number: int = 0,
     address: int = 0,
     live: bool = True,
     staging: bool = False,
@@ -202,7 +202,7 @@ def read_zone(
         size = len(memory)
     memory = bytes(memory[:size])
     room = ring_size(size, ecc, staging=staging)
-    zone = Zone(kind, index, address, size, room, 0, 0, 0, "missing", False, b"")
+    zone = Zone(kind, number, address, size, room, 0, 0, 0, "missing", False, b"")
     zone = zone._replace(ecc=ecc)
     if len(memory) < HEADER_SIZE:
         return zone
@@ -222,9 +222,12 @@ def read_zone(
         before = _header(fixed, byteorder)
         if errors < 0:
             bad = 1
-        elif errors and live and possible(header) and _one_write(before, header, room):
-            stale = True
-        elif errors and live and possible(header) and not possible(before):
+        elif (
+            errors
+            and live
+            and possible(header)
+            and (_one_write(before, header, room) or not possible(before))
+        ):
             stale = True
         else:
             corrected, mended, header = errors, header != before, before
@@ -304,7 +307,7 @@ def read_psz_buffer(
     memory: bytes,
     *,
     kind: Kind,
-    index: int = 0,
+    number: int = 0,
     address: int = 0,
     byteorder: ByteOrder = "little",
     rotated: bool = False,
@@ -317,7 +320,7 @@ def read_psz_buffer(
     """
     room = len(memory) - HEADER_SIZE
     zone = Zone(
-        kind, index, address, len(memory), max(0, room), 0, 0, 0, "missing", False, b""
+        kind, number, address, len(memory), max(0, room), 0, 0, 0, "missing", False, b""
     )
     if room <= 0:
         return zone
@@ -351,12 +354,17 @@ class Layout(NamedTuple):
     ecc: Ecc | None = None
     cpus: int = 1
     """``nr_cpu_ids``: ftrace zones, if there is one for each CPU."""
-    pmsg_first: bool = True
-    """pmsg before ftrace, as since 6.2."""
-    exact: bool = False
-    """Dump zones are of record_size exactly, as until 4.9; else they share all that
-    is left."""
+    pmsg_first: bool | None = None
+    """pmsg before ftrace, as since 6.2; None: where the signatures are."""
+    exact: bool | None = None
+    """Dump zones are of record_size exactly, as until 4.9, and do not share all that
+    is left; None: where the signatures are."""
+    mem_size: int = 0
+    """Of the region; 0 for all of the file."""
+    mem_address: int = 0
+    """Where in the file it starts."""
     staging: bool = False
+    """ECC as in 3.4."""
     byteorder: ByteOrder = "little"
 
 
@@ -364,7 +372,7 @@ class Place(NamedTuple):
     """Where a zone is in a region."""
 
     kind: Kind
-    index: int
+    number: int
     offset: int
     size: int
 
@@ -374,30 +382,107 @@ class Region(NamedTuple):
 
     zones: tuple[Zone, ...]
     """As they lie."""
-    layout: Layout | None
-    """As given, or as far as found; None if nothing was."""
+    layout: Layout
+    """As given, or as found."""
     version: tuple[int, int, int] | None
-    """Of the kernel that wrote the ftrace zones."""
+    """Of the kernel that made the ftrace zones."""
     notes: tuple[str, ...]
     """What is uncertain, each one line."""
 
 
+_SIZES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30}
+_NUMBER = re.compile(r"(0x[0-9a-f]{1,16}|\d{1,18})([bkmg]?)", re.I)
+_FLAGS = {"yes": True, "1": True, "no": False, "0": False}
+# Zones of one region: those of a terabyte of the smallest records are no use.
+_MAX_ZONES = 1 << 16
+
+
 def parse_layout(text: str) -> Layout:
     """
-    A layout from ``record_size=0x10000,console_size=64k,ecc=1,cpus=4,…``.
+    A layout from ``record_size=0x10000,console_size=64k,ecc=1,cpus=4``.
+
+    Keys are ramoops' module parameters (``mem_size``, ``mem_address``,
+    ``record_size``, ``console_size``, ``ftrace_size``, ``pmsg_size``, ``ecc``), and
+    of :class:`Layout` ``cpus``, ``pmsg_first``, ``exact``, ``staging`` and
+    ``byteorder``.
 
     :raises DumpError: if it cannot be understood.
     """
-    raise NotImplementedError
+    values: dict[str, Any] = {}
+    for item in text.split(",") if text else []:
+        key, _, value = item.partition("=")
+        if key not in Layout._fields or key in values:
+            raise DumpError(f"a layout has no {key!r}, or only once")
+        if key == "byteorder":
+            if value not in ("little", "big"):
+                raise DumpError(f"byteorder is little or big, not {value!r}")
+            values[key] = value
+        elif key in ("pmsg_first", "exact", "staging"):
+            if value not in _FLAGS:
+                raise DumpError(f"{key} is yes or no, not {value!r}")
+            values[key] = _FLAGS[value]
+        else:
+            match = _NUMBER.fullmatch(value)
+            if match is None:
+                raise DumpError(f"{key} is a number of bytes, not {value!r}")
+            values[key] = (
+                int(match[1], 0 if match[1][1:2] in "xX" else 10)
+                << (_SIZES[match[2].lower()])
+            )
+    ecc = values.get("ecc", 0)
+    # ramoops.ecc=1 means the default.
+    values["ecc"] = Ecc(16 if ecc == 1 else ecc) if ecc else None
+    if ecc:
+        check(values["ecc"])
+    return Layout(**values)
 
 
 def places(layout: Layout, region_size: int) -> list[Place]:
     """
-    Where the kernel puts the zones.
+    Where the kernel puts the zones; where the layout leaves a choice, as newer
+    kernels do.
 
     :raises DumpError: if it would refuse to.
     """
-    raise NotImplementedError
+
+    def rounded(size: int) -> int:
+        return 1 << size.bit_length() - 1 if size > 0 else 0
+
+    size = layout.mem_size or region_size
+    record, console = rounded(layout.record_size), rounded(layout.console_size)
+    ftrace, pmsg = rounded(layout.ftrace_size), rounded(layout.pmsg_size)
+    dumps = size - console - ftrace - pmsg
+    if dumps < 0:
+        raise DumpError(f"the layout needs {size - dumps} bytes, there are {size}")
+    found: list[Place] = []
+    at = layout.mem_address
+
+    def put(kind: Kind, count: int, size: int) -> None:
+        nonlocal at
+        if count > _MAX_ZONES:
+            raise DumpError(f"the layout has {count} zones")
+        for index in range(count):
+            found.append(Place(kind, index, at, size))
+            at += size
+
+    if record:
+        count = dumps // record
+        if not count:
+            raise DumpError(f"{dumps} bytes are left, no room for a record")
+        put("dmesg", count, record if layout.exact else dumps // count & ~1)
+    if console:
+        put("console", 1, console)
+    if pmsg and layout.pmsg_first is not False:
+        put("pmsg", 1, pmsg)
+    if ftrace:
+        count = max(1, layout.cpus)
+        each = ftrace if count == 1 else ftrace // count & ~1
+        if each <= HEADER_SIZE:
+            raise DumpError(f"{ftrace} bytes are no room for {count} ftrace zones")
+        put("ftrace", count, each)
+    if pmsg and layout.pmsg_first is False:
+        put("pmsg", 1, pmsg)
+    return found
 
 
 def read_region(
@@ -406,8 +491,271 @@ def read_region(
     """
     Read a copy of a whole region.
 
+    :param region: anything with a buffer, such as a mapped file.
     :param layout: if None, the zones are found by their signatures.
     :param live: see :func:`read_zone`.
     :raises DumpError: if the layout does not fit, or nothing is found.
     """
-    raise NotImplementedError
+    notes: list[str] = []
+    if layout is None:
+        layout, where = _find(region, notes)
+    else:
+        layout, where = _fit(region, layout)
+        end = where[-1].offset + where[-1].size if where else 0
+        if end > len(region):
+            notes.append(f"{end - len(region)} bytes are missing at the end")
+    zones = []
+    for place in where:
+        memory = bytes(region[place.offset : place.offset + place.size])
+        try:
+            zone = read_zone(
+                memory,
+                size=place.size,
+                ecc=layout.ecc,
+                kind=place.kind,
+                number=place.number,
+                address=place.offset,
+                live=live,
+                staging=layout.staging,
+                byteorder=layout.byteorder,
+            )
+        except DumpError as error:
+            notes.append(f"{place.kind} {place.number} at {place.offset:#x}: {error}")
+            continue
+        zones.append(zone)
+    versions = [zone.version for zone in zones if zone.version is not None]
+    return Region(tuple(zones), layout, versions[0] if versions else None, tuple(notes))
+
+
+def _fit(region: bytes, layout: Layout) -> tuple[Layout, list[Place]]:
+    """The layout, and places, of those that it allows where signatures are."""
+    best: tuple[int, Layout, list[Place]] | None = None
+    for pmsg_first in (True, False):
+        for exact in (False, True):
+            if layout.pmsg_first not in (None, pmsg_first):
+                continue
+            if layout.exact not in (None, exact):
+                continue
+            one = layout._replace(pmsg_first=pmsg_first, exact=exact)
+            where = places(one, len(region) - layout.mem_address)
+            score = sum(
+                _signed(
+                    _header(bytes(region[p.offset : p.offset + 12]), one.byteorder),
+                    p.kind,
+                    None,
+                )
+                for p in where
+            )
+            if best is None or score > best[0]:
+                best = score, one, where
+    assert best is not None
+    return best[1:]
+
+
+class _Hit(NamedTuple):
+    """A header that may be one."""
+
+    offset: int
+    header: _Header
+
+    @property
+    def version(self) -> tuple[int, int, int] | None:
+        return signature_version(self.header.signature)
+
+
+# What is searched at a time; a header may lie across two pieces.
+_PIECE = 1 << 24
+# Headers that are looked at; memory full of them is no region.
+_MAX_HITS = 1 << 16
+# A zone is no larger than that.
+_MAX_ZONE = 1 << 28
+
+
+def _hits(region: bytes, byteorder: ByteOrder) -> Iterator[_Hit]:
+    """All that may be headers, at even offsets."""
+    order = "<" if byteorder == "little" else ">"
+    # The half of the signature that ftrace's version leaves alone in part.
+    high = 1 if byteorder == "little" else 0
+    total = len(region)
+    found = 0
+    for start in range(0, total - HEADER_SIZE + 1, _PIECE):
+        data = bytes(region[start : start + _PIECE + HEADER_SIZE])
+        halves = np.frombuffer(data, f"{order}u2", len(data) // 2)
+        for at in (np.flatnonzero(halves >> 8 == 0x43) - high).tolist():
+            offset = at * 2
+            if not 0 <= offset < _PIECE or offset + HEADER_SIZE > len(data):
+                continue
+            header = _header(data[offset : offset + HEADER_SIZE], byteorder)
+            plain = header.signature == SIGNATURE
+            if not plain and signature_version(header.signature) is None:
+                continue
+            room = min(total - start - offset - HEADER_SIZE, _MAX_ZONE)
+            if header.start <= header.used <= room:
+                found += 1
+                if found > _MAX_HITS:
+                    return
+                yield _Hit(start + offset, header)
+
+
+def _find(region: bytes, notes: list[str]) -> tuple[Layout, list[Place]]:
+    """The zones, by their signatures, and what that says of the layout."""
+    best: tuple[float, ByteOrder, list[_Hit]] = 0.0, "little", []
+    orders: tuple[ByteOrder, ...] = ("little", "big")
+    for byteorder in orders:
+        for run in _clusters(list(_hits(region, byteorder))):
+            # Headers that say how much there is are no chance.
+            score = sum(1 + (hit.header.used > 0) for hit in run)
+            if score > best[0]:
+                best = score, byteorder, run
+    _, byteorder, run = best
+    if not run:
+        raise DumpError("no zone of ramoops was found: no header with its signature")
+    first = run[0]
+    traces = [hit for hit in run if hit.version is not None]
+    end = _end(region, run, traces)
+    ends = [*(hit.offset for hit in run[1:]), end]
+    sizes = {hit.offset: stop - hit.offset for hit, stop in zip(run, ends)}
+    kinds = _kinds(region, run, notes)
+    ecc = _find_ecc(region, sizes)
+    layout = Layout(
+        0,
+        0,
+        0,
+        0,
+        ecc=ecc,
+        cpus=len(traces),
+        byteorder=byteorder,
+        mem_address=first.offset,
+        mem_size=end - first.offset,
+    )
+    where = []
+    counts: dict[Kind, int] = {}
+    for hit in run:
+        kind = kinds[hit.offset]
+        index = counts.get(kind, 0)
+        counts[kind] = index + 1
+        where.append(Place(kind, index, hit.offset, sizes[hit.offset]))
+    total: dict[Kind, int] = {}
+    for place in where:
+        total[place.kind] = total.get(place.kind, 0) + place.size
+    pmsg = [place for place in where if place.kind == "pmsg"]
+    dumps = [place.size for place in where if place.kind == "dmesg"]
+    layout = layout._replace(
+        record_size=dumps[0] if dumps else 0,
+        console_size=total.get("console", 0),
+        pmsg_size=total.get("pmsg", 0),
+        ftrace_size=total.get("ftrace", 0),
+        pmsg_first=pmsg[0].offset < traces[0].offset if pmsg and traces else None,
+    )
+    if not traces:
+        notes.append("no ftrace zone: which zone is console and which pmsg is a guess")
+    return layout, where
+
+
+def _clusters(hits: Sequence[_Hit]) -> Iterator[list[_Hit]]:
+    """Headers that may be of one region."""
+    run: list[_Hit] = []
+    for hit in hits:
+        if run:
+            previous = run[-1]
+            reach = previous.offset + HEADER_SIZE + previous.header.used
+            if hit.offset < reach:
+                # Within the data of another: text that has the same bytes.
+                continue
+            if hit.offset - previous.offset > _MAX_GAP:
+                yield run
+                run = []
+        run.append(hit)
+    if run:
+        yield run
+
+
+# From one header to the next of a region.
+_MAX_GAP = 1 << 24
+
+
+def _end(region: bytes, run: Sequence[_Hit], traces: Sequence[_Hit]) -> int:
+    """Where the last zone ends."""
+    last = run[-1]
+    rest = len(region) - last.offset
+    spacing = 0
+    if last.version is not None and len(traces) > 1:
+        spacing = last.offset - traces[-2].offset
+    elif len(run) > 1:
+        spacing = last.offset - run[-2].offset
+    if last.version is not None and len(traces) > 1:
+        return last.offset + min(rest, spacing)
+    # All of a file that is the region alone; else what would be a size.
+    used = last.header.used + HEADER_SIZE
+    size = 1 << max(12, (used - 1).bit_length())
+    whole = rest & rest - 1 == 0 or run[0].offset == 0
+    return last.offset + min(rest, rest if whole else max(size, spacing))
+
+
+def _is_dump(region: bytes, hit: _Hit) -> bool | None:
+    """Whether a zone has a record of a dump; None if it has nothing."""
+    if not hit.header.used:
+        return None
+    start = hit.offset + HEADER_SIZE
+    return bytes(region[start : start + 4]) == b"===="
+
+
+def _kinds(region: bytes, run: Sequence[_Hit], notes: list[str]) -> dict[int, Kind]:
+    """What each zone is for: by order, size and content."""
+    kinds: dict[int, Kind] = {}
+    plain = [hit for hit in run if hit.version is None]
+    traces = [hit for hit in run if hit.version is not None]
+    kinds.update((hit.offset, "ftrace") for hit in traces)
+    behind = [hit for hit in plain if traces and hit.offset > traces[0].offset]
+    front = [hit for hit in plain if not traces or hit.offset < traces[0].offset]
+    for hit in behind:
+        # Until 6.1, pmsg came last.
+        kinds[hit.offset] = "pmsg"
+    names: list[Kind] = ["console"] if behind else ["console", "pmsg"]
+    # The last of them that are no dumps.
+    others = 0
+    for hit in reversed(front):
+        if others == len(names) or _is_dump(region, hit):
+            break
+        others += 1
+    if others < len(names) and front:
+        notes.append(f"there are dumps where {names[others]} would be")
+        names = names[:others]
+    start = len(front) - others
+    for hit in front[:start]:
+        kinds[hit.offset] = "dmesg"
+        if _is_dump(region, hit) is False:
+            notes.append(f"the zone at {hit.offset:#x} has no dump, or not yet")
+    for hit, name in zip(front[start:], names):
+        kinds[hit.offset] = name
+    unsure = [hit for hit in front[start:] if not hit.header.used]
+    if unsure:
+        notes.append(
+            "empty zones look all alike: which of them is console or pmsg follows "
+            "from their order"
+        )
+    return kinds
+
+
+# Sizes of parity that are looked for, the likely ones first.
+_ECC_SIZES = (16, *(size for size in range(65) if size not in (0, 1, 16)))
+
+
+def _find_ecc(region: bytes, sizes: dict[int, int]) -> Ecc | None:
+    """The size of parity that headers have at the end of their zones."""
+    best: tuple[int, Ecc | None] = 0, None
+    zones = list(sizes.items())[:64]
+    for size in _ECC_SIZES:
+        ecc = Ecc(size)
+        right = 0
+        for offset, length in zones:
+            if length < HEADER_SIZE + 2 * size:
+                continue
+            header = bytes(region[offset : offset + HEADER_SIZE])
+            parity = bytes(region[offset + length - size : offset + length])
+            if any(parity):
+                right += _corrected(header + parity, ecc)[1] == 0
+        # A few bytes may be right by chance.
+        if right * size >= 4 and right > best[0]:
+            best = right, ecc
+    return best[1]

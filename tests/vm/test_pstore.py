@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is read from ramoops regions, against what the next boot's kernel made of them."""
+"""What is read from ramoops regions, against what the next kernel made of them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def layout(spec: Spec) -> Layout:
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def read(spec: Spec, boot: int) -> Case:
     guest = pstore_guests.get(spec)
     region = read_region(guest.region(boot), layout(spec), live=False)
@@ -101,7 +101,7 @@ def test_zones_lie_where_the_kernel_puts_them(case: Case) -> None:
     expected = pstore_guests.places(case.guest.spec)
     made = places(layout(case.guest.spec), case.guest.spec.mem_size)
     assert [tuple(place) for place in made] == [tuple(place) for place in expected]
-    seen = [(z.kind, z.index, z.address, z.size) for z in case.told.zones]
+    seen = [(z.kind, z.number, z.address, z.size) for z in case.told.zones]
     assert seen == [tuple(place) for place in expected]
 
 
@@ -123,12 +123,12 @@ def test_dmesg_is_the_kernels(case: Case) -> None:
     for zone in zones(case.told, "dmesg"):
         record = decode_dmesg(zone.content)
         assert record and not record.error
-        name = f"dmesg-ramoops-{zone.index}"
+        name = f"dmesg-ramoops-{zone.number}"
         said = notice(case.guest.spec, zone.corrected_bytes, zone.bad_blocks)
         made[name] = record.text + said
         times[name] = record.seconds
         assert record.text.startswith(
-            b"%s#%d Part%d\n" % (record.reason.encode(), record.count, record.part)
+            b"%s#%d Part%d\n" % (record.reason.encode(), record.oops_count, record.part)
         )
     expected = {n: c for n, c in case.files.items() if n.startswith("dmesg")}
     assert made == expected and made
@@ -139,7 +139,7 @@ def test_dmesg_is_the_kernels(case: Case) -> None:
 def test_dmesg_says_why(case: Case) -> None:
     """A panic, then restarts; each boot writes from the first zone on."""
     records = [decode_dmesg(zone.content) for zone in zones(case.told, "dmesg")]
-    reasons = [(r.reason, r.count, r.compressed) for r in records if r]
+    reasons = [(r.reason, r.oops_count, r.compressed) for r in records if r]
     if case.boot == 0:
         assert reasons[0] == ("Oops", 1, False)
     elif case.boot == 1:
@@ -160,7 +160,7 @@ def traces(case: Case) -> list[FtraceArray]:
     for zone in case.told.zones:
         if zone.kind == "ftrace":
             records = decode_ftrace(
-                zone.content, as_stored(case.guest.spec), zone=zone.index
+                zone.content, as_stored(case.guest.spec), zone=zone.number
             )
             made.append(records)
     return made

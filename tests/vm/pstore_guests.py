@@ -509,7 +509,9 @@ def _run(spec: Spec, kernel: Kernel, dest: Path) -> None:
             vm.qmp("set-action", reboot="shutdown", shutdown="poweroff")
             arguments = f"/kexec/vmlinuz /kexec/initrd '{dumps.CAPTURE_CMDLINE}'"
             vm.run(f"kexec {arguments}")
-            dumps.capture(vm, vmcore)
+            # On the first CPU: the capture kernel has trouble with its timer on others.
+            _press(vm, "c")
+            dumps.captured(vm, vmcore)
             (dest / "crashed").write_bytes(take(ram, address, spec.mem_size))
     (dest / "addresses").write_text(json.dumps(addresses))
     (dest / "slides").write_text(json.dumps(slides))
@@ -586,10 +588,15 @@ def write(vm: qemu.VM, spec: Spec, boot: int) -> None:
     )
 
 
+def _press(vm: qemu.VM, key: str) -> None:
+    pressed = f"taskset 1 sh -c 'echo {key} > /proc/sysrq-trigger'"
+    vm.run(f"(sleep 0.2; {pressed}) >/dev/null 2>&1 &")
+
+
 def die(vm: qemu.VM, key: str) -> None:
     """Press a SysRq key that restarts the machine, and stop just before it does."""
     vm.qmp("set-action", reboot="shutdown", shutdown="pause")
-    vm.run(f"(sleep 0.2; echo {key} > /proc/sysrq-trigger) >/dev/null 2>&1 &")
+    _press(vm, key)
     limit = time.monotonic() + 60
     while vm.qmp("query-status")["status"] != "shutdown":
         if time.monotonic() > limit:

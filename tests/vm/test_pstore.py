@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -275,3 +276,23 @@ def test_rings_wrap() -> None:
             }
             small = {"console", "pmsg", "ftrace"}
             assert wrapped == (small if "wrapped" in spec.label else set()), spec.name
+
+
+# --- without being told anything
+
+
+def test_blind_is_as_good_as_told(case: Case) -> None:
+    """Zones with content are found by their signatures, and what is in them."""
+    blind = read_region(case.guest.region(case.boot), live=False)
+    assert blind.version == case.told.version
+    assert blind.version is not None
+    release = tuple(map(int, re.findall(r"\d+", case.guest.kernel.release)[:3]))
+    assert blind.version == (*release[:2], min(release[2], 255))
+    found = {zone.address: zone for zone in blind.zones if zone.content}
+    for zone in case.told.zones:
+        # One whose signature is spoilt is not found.
+        if zone.content and not zone.header_corrected:
+            same = found.pop(zone.address)
+            assert (same.kind, same.content) == (zone.kind, zone.content)
+            assert same.corrected_bytes == zone.corrected_bytes
+    assert not found

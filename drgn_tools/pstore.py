@@ -115,7 +115,7 @@ class PstoreFtraceRecord(NamedTuple):
     zone: str
     """Label of the zone."""
     boot: int
-    """0 for the boot of this kernel, -1 for the one before it and so on."""
+    """0 for the newest boot that there are records of, -1 for the one before."""
     torn: bool
     """Whether it was cut short or came late: not to be trusted."""
     shift: int | None
@@ -195,15 +195,9 @@ def _write_text(file: _File, data: bytes) -> None:
         file.flush()  # type: ignore[attr-defined]
         binary.write(data)
         return
-    text = data.decode("utf-8", "backslashreplace")
-    if terminal:
-        text = "".join(
-            c
-            if c.isprintable() or c in "\n\t"
-            else c.encode("unicode_escape").decode("ascii")
-            for c in text
-        )
-    file.write(text)
+    from drgn_tools.pstore_text import decoded, text_of
+
+    file.write(text_of(data) if terminal else decoded(data))
 
 
 def _ecc(ecc: tuple[int, int, int, int] | None) -> reed_solomon.Ecc | None:
@@ -311,9 +305,17 @@ def _zone(prog: Program, zone: pstore_memory.Zone) -> PstoreZone:
 
 
 def _read(prog: Program) -> pstore_memory.Pstore:
+    from drgn import ProgramFlags
+
     from drgn_tools import pstore_memory
 
-    return pstore_memory.read_pstore(prog)
+    if prog.flags & ProgramFlags.IS_LIVE:
+        return pstore_memory.read_pstore(prog)
+    # Of a dump, once: each look at it may be megabytes.
+    pstore = prog.cache.get("drgn_tools_pstore")
+    if not isinstance(pstore, pstore_memory.Pstore):
+        pstore = prog.cache["drgn_tools_pstore"] = pstore_memory.read_pstore(prog)
+    return pstore
 
 
 @takes_program_or_default
@@ -409,8 +411,12 @@ class _Trace(NamedTuple):
     fmt: pstore_records.FtraceFormat
     labels: list[str]
     shifts: dict[int, int | None]
+    # By boot, the newest first: what to add for this kernel's addresses.
+    this: bool
+    # The newest boot is this kernel's.
     offset: int
     lost: dict[int, int]
+    gaps: tuple[pstore_records.Lost, ...]
     notes: list[str]
 
 
@@ -470,41 +476,57 @@ def _whole_records(content: bytes, size: int) -> bytes:
     return content[len(content) % size :]
 
 
+# Records at the start of a region that are looked for in old_log: the first may be
+# damaged.
+_TRIES = 16
+
+
+def _overlap(earlier: bytes, content: bytes, size: int) -> int | None:
+    # Where in old_log the region's content begins.
+    for number in range(_TRIES):
+        begin = number * size
+        key = content[begin : begin + 4 * size]
+        if not key:
+            break
+        at = earlier.find(key)
+        while at >= 0:
+            if at % size == 0 and at >= begin:
+                return at - begin
+            at = earlier.find(key, at + 1)
+    return None
+
+
 def _zone_ftrace(
     old: bytes | None,
     live: ramoops.Zone | None,
     fmt: pstore_records.FtraceFormat,
     number: int,
     cpu: int | None,
-) -> pstore_records.FtraceArray:
-    # Since 4.10 the region is not cleared at boot: what is there goes on from what
-    # was in it then, of which old_log has more if the ring has wrapped since.
+) -> tuple[pstore_records.FtraceArray, bool | None]:
+    # A zone's records, and whether the last of them are of this boot, if known:
+    # since 4.10 the region is not cleared at boot, so that it begins with what is
+    # in old_log, or with what of that is not overwritten yet.
     import numpy as np
 
     from drgn_tools.pstore_records import decode_ftrace
 
     size = fmt.size
     earlier = _whole_records(old or b"", size)
-    if live is None or not live.content:
-        return decode_ftrace(earlier, fmt, zone=number, cpu=cpu)
-    content, missing = live.content, live.missing
-    skip = (len(content) + missing) % size
-    content = content[skip:]
+    content, missing = (live.content, live.missing) if live is not None else (b"", 0)
     if not earlier:
-        return decode_ftrace(content, fmt, zone=number, cpu=cpu, missing=missing)
-    key = content[: 4 * size]
-    at = earlier.find(key)
-    while at % size and at >= 0:
-        at = earlier.find(key, at + 1)
-    if at >= 0:
-        content = earlier[:at] + content
-        return decode_ftrace(content, fmt, zone=number, cpu=cpu, missing=missing)
-    # All in the region is newer, of this boot.
+        records = decode_ftrace(content, fmt, zone=number, cpu=cpu, missing=missing)
+        return records, None
+    content = content[(len(content) + missing) % size :]
+    at = _overlap(earlier, content, size)
+    if at is not None:
+        content = content[len(earlier) - at :]
     before = decode_ftrace(earlier, fmt, zone=number, cpu=cpu)
+    if not content:
+        return before, False
     after = decode_ftrace(content, fmt, zone=number, cpu=cpu, missing=missing)
     if len(after):
         before["boot"] += after["boot"].min() - 1
-    return np.concatenate([before, after])
+    return np.concatenate([before, after]), bool(len(after))
 
 
 def _trace(prog: Program) -> _Trace:
@@ -525,31 +547,34 @@ def _trace(prog: Program) -> _Trace:
     version = next((v for live in lives if live and (v := live.version)), None)
     fmt = _ftrace_format(prog, contents, version)
     several = len(zones) > 1
-    arrays = []
+    arrays, newer = [], []
     for number, (zone, live, old) in enumerate(zip(zones, lives, olds)):
         cpu = zone.number if several else None
-        arrays.append(_zone_ftrace(old, live, fmt, number, cpu))
-    # Zones that lack their live region have nothing of this boot.
-    stamp = pstore_memory.variable_value(prog, "pstore_ftrace_stamp", "unsigned long")
-    lively = [array for array, live in zip(arrays, lives) if live and live.content]
-    this = _has_this_boot(lively, fmt, stamp, pstore_memory.has_debug_info(prog))
+        array, this_boot = _zone_ftrace(old, live, fmt, number, cpu)
+        arrays.append(array)
+        newer.append(this_boot)
+    this = any(newer)
+    if not this:
+        stamp = pstore_memory.variable_value(
+            prog, "pstore_ftrace_stamp", "unsigned long"
+        )
+        unknown = [array for array, known in zip(arrays, newer) if known is None]
+        debug_info = pstore_memory.has_debug_info(prog)
+        this = _has_this_boot(unknown, fmt, stamp, debug_info)
     if this:
-        for array, live in zip(arrays, lives):
-            if live is None:
+        for array, known, live in zip(arrays, newer, lives):
+            if known is False or live is None:
                 array["boot"] -= 1
     merged = pstore_records.merge_ftrace(arrays, fmt)
     records = merged.records
     lost: dict[int, int] = {}
-    if not this and len(records):
-        records["boot"] -= 1
     for gap in merged.lost:
-        boot = gap.boot if this else gap.boot - 1
-        lost[boot] = lost.get(boot, 0) + gap.length
+        lost[gap.boot] = lost.get(gap.boot, 0) + gap.length
     labels = [zone.label for zone in zones]
     offset = pstore_memory.kaslr_offset(prog)
     boots = sorted({int(b) for b in _unique(records["boot"])}, reverse=True)
-    shifts = _shifts(prog, records, fmt, boots, offset)
-    return _Trace(records, fmt, labels, shifts, offset, lost, notes)
+    shifts = _shifts(prog, records, fmt, boots, this, offset)
+    return _Trace(records, fmt, labels, shifts, this, offset, lost, merged.lost, notes)
 
 
 def _unique(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -579,32 +604,26 @@ def _has_this_boot(
     return newest <= stamp and stamp > 0
 
 
-# Of x86-64: where the kernel's text may be mapped, and in what steps it is moved.
-_TEXT = (0xFFFFFFFF80000000, 0xFFFFFFFFC0000000)
-_SLIDE_STEP = 1 << 21
-# Call sites are at or just behind a function's start: behind ENDBR or padding.
-_CALL_SITE = 16
-_FIT_SAMPLE = 256
-
-
 def _shifts(
     prog: Program,
     records: pstore_records.FtraceArray,
     fmt: pstore_records.FtraceFormat,
     boots: list[int],
+    this: bool,
     offset: int,
 ) -> dict[int, int | None]:
     # For each boot, what leads from its addresses to this kernel's.
     shifts: dict[int, int | None] = {}
     logged: list[int] | None = None
     for boot in boots:
-        if boot == 0 or fmt.neutral:
+        if (boot == 0 and this) or fmt.neutral:
             shifts[boot] = 0
             continue
         if logged is None:
             logged = _logged_offsets(prog)
-        ips = _unique(records["ip"][records["boot"] == boot])
-        shifts[boot] = _fit(prog, ips, offset, logged)
+        shifts[boot] = _fit(
+            prog, records["ip"][records["boot"] == boot], offset, logged
+        )
     return shifts
 
 
@@ -626,48 +645,35 @@ def _logged_offsets(prog: Program) -> list[int]:
     return offsets
 
 
+# Call sites are at or just behind a function's start: behind ENDBR or padding.
+_CALL_SITE = 16
+
+
 def _fit(
     prog: Program, ips: npt.NDArray[np.uint64], offset: int, logged: list[int]
 ) -> int | None:
+    # What shift takes calls of ftrace to where functions start: any, if there are
+    # enough of them; else one that a log speaks of.
     import numpy as np
-    from drgn import Architecture
 
     from drgn_tools.kernel_symbols import kernel_symbols
+    from drgn_tools.symbols import Symbols
 
-    functions = np.array(kernel_symbols(prog).functions, np.uint64)
-    x86 = prog.platform is not None and prog.platform.arch == Architecture.X86_64
-    if x86:
-        ips = ips[(ips >= _TEXT[0]) & (ips < _TEXT[1])]
-    if not len(functions) or not len(ips):
+    linked = [(address - offset, "") for address in kernel_symbols(prog).functions]
+    # Those of per-CPU data and the like are not moved.
+    linked = [row for row in linked if row[0] > 0]
+    if not linked or not len(ips):
         return None
-    # Evenly, for functions of one file are near each other.
-    ips = ips[:: max(1, len(ips) // _FIT_SAMPLE)][:_FIT_SAMPLE]
-    mask = (1 << 64) - 1
-
-    def score(shift: int) -> float:
-        # The share of addresses that are one distance behind a symbol.
-        moved = ips + np.uint64(shift & mask)
-        at = np.searchsorted(functions, moved, "right")
-        known = at > 0
-        behind = moved[known] - functions[at[known] - 1]
-        behind = behind[behind <= _CALL_SITE].astype(np.int64)
-        return float(np.bincount(behind).max() / len(ips)) if len(behind) else 0.0
-
-    # Where a log says, or where it always is, half of them will do.
-    likely = [*logged, *([] if offset else [0])]
-    scores = [(score(offset - other), offset - other) for other in likely]
-    if scores and max(scores)[0] >= 0.5:
-        return max(scores, key=lambda pair: pair[0])[1]
-    if not x86:
-        return None
-    scores = [
-        (score(offset - slide), offset - slide)
-        for slide in range(0, _TEXT[1] - _TEXT[0], _SLIDE_STEP)
-    ]
-    scores.sort(reverse=True, key=lambda pair: pair[0])
-    best, second = scores[0], scores[1]
-    if best[0] >= 0.8 and second[0] <= best[0] / 2:
-        return best[1]
+    slide = Symbols(linked).fit(ips)
+    if slide is not None:
+        return offset - slide
+    starts = np.array([address for address, _ in linked], np.uint64)
+    for slide in [*logged, *([] if offset else [0])]:
+        moved = _unique(ips) - np.uint64(slide)
+        at = np.searchsorted(starts, moved, "right")
+        near = (at > 0) & (moved - starts[np.maximum(at, 1) - 1] <= _CALL_SITE)
+        if near.mean() >= 0.5:
+            return offset - slide
     return None
 
 
@@ -681,8 +687,7 @@ def _chosen_boots(boot: Boot, present: list[int]) -> list[int]:
     if boot == "newest":
         return present[:1]
     if boot == "previous":
-        # Before this kernel's; or, of those there are, before the newest.
-        return [-1] if -1 in present else present[1:2]
+        return [-1] if -1 in present else []
     if isinstance(boot, int):
         return [boot] if boot in present else []
     raise DumpError(f"boot is {boot!r}, and not newest, previous, all or a number")
@@ -794,7 +799,7 @@ def pstore_ftrace(
     addresses the kernel of an earlier boot was, they are printed in place of names.
 
     :param boot: ``"newest"`` that there are records of, ``"previous"``, ``"all"``, or
-        a number: 0 for the boot of this kernel, -1 for the one before it and so on.
+        a number: 0 for the newest, -1 for the one before it and so on.
     :param cpu: Only records of this CPU.
     :param last: Only so many records, the newest ones.
     :param file: File to print to. Defaults to :data:`sys.stdout`. What is missing is
@@ -822,8 +827,8 @@ def _trace_notes(trace: _Trace, boot: Boot, count: int) -> Iterator[str]:
         else:
             boots = ", ".join(map(str, present))
             yield f"no such records in the function trace; it has boots {boots}"
-    elif boot == "newest" and chosen[0] != 0:
-        yield "what follows is of an earlier boot: there is nothing of this kernel's"
+    elif 0 in chosen and not trace.this:
+        yield "nothing is of this kernel: boot 0 is one before it"
     for number in chosen:
         if trace.lost.get(number):
             yield (
@@ -851,8 +856,8 @@ def _print_ftrace(
             records[records["boot"] == boot],
             trace.fmt,
             kaslr_offset=trace.offset,
-            function=_namer(prog, shift, boot == 0, False),
-            caller=_namer(prog, shift, boot == 0, True),
+            function=_namer(prog, shift, trace.this and boot == 0, False),
+            caller=_namer(prog, shift, trace.this and boot == 0, True),
         )
         while some := list(islice(lines, _LINES)):
             out.write("\n".join(some))
@@ -1031,6 +1036,23 @@ def for_each_pstore_record(
             yield record
 
 
+def _title(record: PstoreRecord) -> str:
+    import datetime
+
+    title = f"{record.kind}: {record.label}, {record.source}"
+    if record.reason:
+        title += f", {record.reason}#{record.oops_count} Part{record.part}"
+    if record.seconds:
+        try:
+            when = datetime.datetime.fromtimestamp(
+                record.seconds, datetime.timezone.utc
+            ).strftime("%Y-%m-%d %H:%M:%S")
+        except (ValueError, OverflowError, OSError):
+            when = str(record.seconds)
+        title += f", {when}.{record.microseconds:06} UTC"
+    return f"{title}, not whole: {record.error}" if record.error else title
+
+
 @takes_program_or_default
 def pstore_dmesg(prog: Program, *, file: _File | None = None) -> None:
     """
@@ -1042,8 +1064,6 @@ def pstore_dmesg(prog: Program, *, file: _File | None = None) -> None:
     """
 
     def work(out: _File) -> None:
-        import datetime
-
         from drgn_tools.pstore_memory import PstoreError
         from drgn_tools.text import printable
 
@@ -1058,20 +1078,7 @@ def pstore_dmesg(prog: Program, *, file: _File | None = None) -> None:
         if not records:
             raise PstoreError("no kernel log is in pstore")
         for record in records:
-            title = [f"{record.label} ({record.source})"]
-            if record.reason:
-                title.append(f"{record.reason}#{record.oops_count} Part{record.part}")
-            if record.seconds:
-                try:
-                    when = datetime.datetime.fromtimestamp(
-                        record.seconds, datetime.timezone.utc
-                    ).strftime("%Y-%m-%d %H:%M:%S")
-                except (ValueError, OverflowError, OSError):
-                    when = str(record.seconds)
-                title.append(f"{when}.{record.microseconds:06} UTC")
-            if record.error:
-                title.append(record.error)
-            out.write(f"==== {printable(', '.join(title))}\n")
+            out.write(f"==== {printable(_title(record))}\n")
             text = record.text
             _write_text(out, text if text.endswith(b"\n") else text + b"\n")
 
@@ -1106,7 +1113,11 @@ def _print_text(
     for number in sorted(chosen):
         for record in found[number]:
             if logcat:
-                _print_logcat(record.text, out)
+                from drgn_tools.pstore_records import logcat_messages
+                from drgn_tools.pstore_text import logcat_line
+
+                for message in logcat_messages(record.text):
+                    out.write(logcat_line(message) + "\n")
             else:
                 _write_text(out, record.text)
 
@@ -1130,30 +1141,6 @@ def pstore_console(
     )
 
 
-# Android's priorities as logcat prints them.
-_PRIORITIES = "??VDIWEFS"
-
-
-def _print_logcat(content: bytes, out: _File) -> None:
-    import datetime
-
-    from drgn_tools.pstore_records import logcat_messages
-
-    for message in logcat_messages(content):
-        when = datetime.datetime.fromtimestamp(
-            message.seconds, datetime.timezone.utc
-        ).strftime("%m-%d %H:%M:%S")
-        level = (
-            _PRIORITIES[message.priority]
-            if message.priority < len(_PRIORITIES)
-            else "?"
-        )
-        head = f"{when}.{message.nanoseconds // 1000000:03} {message.pid:5} "
-        head += f"{message.tid:5} {level} "
-        for line in message.message.rstrip(b"\n").split(b"\n"):
-            _write_text(out, head.encode() + message.tag + b": " + line + b"\n")
-
-
 @takes_program_or_default
 def pstore_pmsg(
     prog: Program,
@@ -1166,8 +1153,8 @@ def pstore_pmsg(
     Print what user space wrote to :file:`/dev/pmsg0`.
 
     :param boot: As of :func:`pstore_console()`.
-    :param logcat: Whether to print Android's messages as :manpage:`logcat` does (in
-        UTC) rather than the bytes as they are. By default, if they look like it.
+    :param logcat: Whether to print Android's messages as its logcat does rather than
+        the bytes as they are. By default, if they look like it.
     :param file: File to print to. Defaults to :data:`sys.stdout`.
     :raises DumpError: if this kernel has no pstore, or nothing was written.
     """
@@ -1182,3 +1169,147 @@ def pstore_pmsg(
         _print_text(prog, "pmsg", "user space log", boot, out, framed)
 
     _printing(prog, file, work)
+
+
+def _as_zone(prog: Program, zone: pstore_memory.Zone) -> ramoops.Zone:
+    # One whose region cannot be read has state "missing".
+    from drgn_tools import ramoops
+
+    live, _ = _read_live(prog, zone)
+    if live is not None:
+        return live
+    kind: Any = zone.kind if zone.kind in _KINDS else "unknown"
+    return ramoops.Zone(
+        kind,
+        zone.number,
+        zone.address,
+        zone.size,
+        zone.buffer_size,
+        0,
+        0,
+        0,
+        "missing",
+        False,
+        b"",
+    )
+
+
+def print_dump(dump: str, *, boot: int | None = 0, as_json: bool = False) -> None:
+    """
+    Print all that pstore has in a dump, as ``drgn-tools pstore DUMP`` does.
+
+    :param boot: Of the function trace: 0 for the newest, -1 for the one before;
+        None for all.
+    :param as_json: As one JSON object, on one line but for the function trace.
+    :raises DumpError: if the dump cannot be read or has nothing of pstore.
+    """
+    import contextlib
+
+    from drgn import MissingDebugInfoError
+
+    prog = Program()
+    try:
+        prog.set_core_dump(dump)
+    except (OSError, ValueError) as error:
+        raise DumpError(f"cannot read {dump}: {error}") from None
+    # Without, kallsyms and layouts known here may do.
+    with contextlib.suppress(MissingDebugInfoError):
+        prog.load_default_debug_info()
+    pstore = _read(prog)
+    (_print_json if as_json else _print_all)(prog, pstore, boot, sys.stdout)
+
+
+def _trace_if_any(prog: Program, pstore: pstore_memory.Pstore) -> _Trace | None:
+    return _trace(prog) if any(z.kind == "ftrace" for z in pstore.zones) else None
+
+
+def _print_all(
+    prog: Program, pstore: pstore_memory.Pstore, boot: int | None, out: _File
+) -> None:
+    from drgn_tools import pstore_text as text
+    from drgn_tools.text import printable
+
+    zones = [_zone(prog, zone) for zone in pstore.zones]
+    for note in _absences(zones, pstore.notes):
+        print(printable(f"note: {note}"), file=sys.stderr)
+    for line in text.zone_lines(_as_zone(prog, zone) for zone in pstore.zones):
+        out.write(line + "\n")
+    for record in for_each_pstore_record(prog):
+        out.write(f"\n== {printable(_title(record))}\n")
+        written = text.text_of(record.text)
+        out.write(written if written.endswith("\n") else written + "\n")
+    trace = _trace_if_any(prog, pstore)
+    if trace is None:
+        return
+    for number in sorted(trace.shifts):
+        if boot is None or boot == number:
+            records = text.select_boot(trace.records, number)
+            out.write(f"\n== ftrace: boot {number}, {len(records)} records\n")
+            _print_ftrace(prog, trace, records, out)
+    for note in _trace_notes(trace, "all" if boot is None else boot, 1):
+        if note not in trace.notes:
+            print(printable(f"note: {note}"), file=sys.stderr)
+
+
+def _print_json(
+    prog: Program, pstore: pstore_memory.Pstore, boot: int | None, out: _File
+) -> None:
+    import json
+
+    from drgn_tools import pstore_text as text
+
+    zones = []
+    for zone in pstore.zones:
+        read = _zone(prog, zone)
+        zones.append(
+            {
+                **text.zone_json(_as_zone(prog, zone)),
+                "backend": zone.backend,
+                "label": zone.label,
+                "live_error": read.live_error,
+                "old_log": None if read.old_log is None else len(read.old_log),
+                "old_log_error": read.old_log_error,
+                "boot_corrected_bytes": read.boot_corrected_bytes,
+                "boot_bad_blocks": read.boot_bad_blocks,
+            }
+        )
+    logs: dict[str, list[Any]] = {"dmesg": [], "console": [], "pmsg": []}
+    for record in for_each_pstore_record(prog):
+        entry = {**record._asdict(), "text": text.decoded(record.text)}
+        logs.setdefault(record.kind, []).append(entry)
+    head = {"backend": pstore.backend, "notes": pstore.notes, "zones": zones, **logs}
+    out.write(json.dumps(head)[:-1])
+    trace = _trace_if_any(prog, pstore)
+    if trace is None:
+        out.write("}\n")
+        return
+    ftrace = {
+        "format": trace.fmt._asdict(),
+        "boots": [
+            {
+                "boot": number,
+                "records": len(text.select_boot(trace.records, number)),
+                "this_kernel": trace.this and number == 0,
+                "symbols": shift is not None,
+            }
+            for number, shift in trace.shifts.items()
+        ],
+        "lost_total": sum(trace.lost.values()),
+        "lost": [gap._asdict() for gap in trace.gaps],
+    }
+    out.write(', "ftrace": ' + json.dumps(ftrace)[:-1] + ', "records": [')
+    separator = "\n"
+    for number, shift in reversed(trace.shifts.items()):
+        if boot not in (None, number):
+            continue
+        lines = text.trace_json(
+            text.select_boot(trace.records, number),
+            trace.fmt,
+            trace.offset,
+            function=_namer(prog, shift, trace.this and number == 0, False),
+            caller=_namer(prog, shift, trace.this and number == 0, True),
+        )
+        for line in lines:
+            out.write(separator + line)
+            separator = ",\n"
+    out.write("]}}\n")

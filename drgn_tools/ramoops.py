@@ -612,9 +612,14 @@ def _find(region: bytes, notes: list[str]) -> tuple[Layout, list[Place]]:
         raise DumpError("no zone of ramoops was found: no header with its signature")
     first = run[0]
     traces = [hit for hit in run if hit.version is not None]
-    end = _end(region, run, traces)
-    ends = [*(hit.offset for hit in run[1:]), end]
-    sizes = {hit.offset: stop - hit.offset for hit, stop in zip(run, ends)}
+    sizes = {hit.offset: after.offset - hit.offset for hit, after in zip(run, run[1:])}
+    last = run[-1]
+    if last.version is not None and len(traces) > 1:
+        spacing = last.offset - traces[-2].offset
+        sizes[last.offset] = min(spacing, len(region) - last.offset)
+    else:
+        sizes[last.offset] = _last_size(region, run, _find_ecc(region, sizes))
+    end = last.offset + sizes[last.offset]
     kinds = _kinds(region, run, notes)
     ecc = _find_ecc(region, sizes)
     layout = Layout(
@@ -674,22 +679,28 @@ def _clusters(hits: Sequence[_Hit]) -> Iterator[list[_Hit]]:
 _MAX_GAP = 1 << 24
 
 
-def _end(region: bytes, run: Sequence[_Hit], traces: Sequence[_Hit]) -> int:
-    """Where the last zone ends."""
+def _last_size(region: bytes, run: Sequence[_Hit], ecc: Ecc | None) -> int:
+    """Of a zone behind which there is none: a power of two."""
     last = run[-1]
     rest = len(region) - last.offset
-    spacing = 0
-    if last.version is not None and len(traces) > 1:
-        spacing = last.offset - traces[-2].offset
-    elif len(run) > 1:
-        spacing = last.offset - run[-2].offset
-    if last.version is not None and len(traces) > 1:
-        return last.offset + min(rest, spacing)
-    # All of a file that is the region alone; else what would be a size.
-    used = last.header.used + HEADER_SIZE
-    size = 1 << max(12, (used - 1).bit_length())
-    whole = rest & rest - 1 == 0 or run[0].offset == 0
-    return last.offset + min(rest, rest if whole else max(size, spacing))
+    room = max(rest, 1)
+    sizes = [1 << n for n in range(4, 31) if last.header.used < 1 << n <= room]
+    header = bytes(region[last.offset : last.offset + HEADER_SIZE])
+    for size in sizes:
+        parity = b""
+        if ecc is not None and size > HEADER_SIZE + ecc.size:
+            end = last.offset + size
+            parity = bytes(region[end - ecc.size : end])
+        if ecc is not None and parity and not _corrected(header + parity, ecc)[1]:
+            return size
+        # One that is full says it.
+        if ecc is None and last.header.used == size - HEADER_SIZE:
+            return size
+    if run[0].offset == 0 and sizes:
+        # The file is the region.
+        return sizes[-1]
+    likely = last.offset - run[-2].offset if len(run) > 1 else 4096
+    return next((size for size in sizes if size >= likely), rest)
 
 
 def _is_dump(region: bytes, hit: _Hit) -> bool | None:

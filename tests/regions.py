@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import struct
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,12 @@ def codec(ecc: int) -> Any:
     return reedsolo.RSCodec(
         nsym=ecc, nsize=255, fcr=0, prim=0x11D, generator=2, c_exp=8
     )
+
+
+@functools.cache
+def parity(data: bytes, ecc: int) -> bytes:
+    """As the library makes it, which takes its time."""
+    return bytes(codec(ecc).encode(data))[-ecc:]
 
 
 @dataclass
@@ -84,13 +91,11 @@ class Ring:
         header = self.header()
         parts = [header, bytes(self.data)]
         if self.ecc:
-            encoder = codec(self.ecc)
             for number in range(self.blocks):
                 piece = bytes(self.data[number * self.block :][: self.block])
                 # 3.4 has parity for blocks that there is no data for.
-                whole = bytes(encoder.encode(piece)) if piece else bytes(self.ecc)
-                parts.append(whole[-self.ecc :])
-            parts.append(bytes(encoder.encode(header_of or header))[-self.ecc :])
+                parts.append(parity(piece, self.ecc) if piece else bytes(self.ecc))
+            parts.append(parity(header_of or header, self.ecc))
         image = b"".join(parts)
         assert len(image) == self.size
         return image

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from drgn_tools.errors import DumpError
-from drgn_tools.reed_solomon import Ecc, check, correct
+from drgn_tools.reed_solomon import Ecc, check, correct, sound
 
 #: ``PERSISTENT_RAM_SIG``, "DBGC"; of ftrace zones, XORed with the kernel's version.
 SIGNATURE = 0x43474244
@@ -687,12 +687,11 @@ def _last_size(region: bytes, run: Sequence[_Hit], ecc: Ecc | None) -> int:
     sizes = [1 << n for n in range(4, 31) if last.header.used < 1 << n <= room]
     header = bytes(region[last.offset : last.offset + HEADER_SIZE])
     for size in sizes:
-        parity = b""
         if ecc is not None and size > HEADER_SIZE + ecc.size:
             end = last.offset + size
             parity = bytes(region[end - ecc.size : end])
-        if ecc is not None and parity and not _corrected(header + parity, ecc)[1]:
-            return size
+            if sound(np.frombuffer(header + parity, np.uint8)[None, :], ecc)[0]:
+                return size
         # One that is full says it.
         if ecc is None and last.header.used == size - HEADER_SIZE:
             return size
@@ -758,14 +757,16 @@ def _find_ecc(region: bytes, sizes: dict[int, int]) -> Ecc | None:
     zones = list(sizes.items())[:64]
     for size in _ECC_SIZES:
         ecc = Ecc(size)
-        right = 0
+        rows = []
         for offset, length in zones:
-            if length < HEADER_SIZE + 2 * size:
-                continue
             header = bytes(region[offset : offset + HEADER_SIZE])
             parity = bytes(region[offset + length - size : offset + length])
-            if any(parity):
-                right += _corrected(header + parity, ecc)[1] == 0
+            if length >= HEADER_SIZE + 2 * size and any(parity):
+                rows.append(header + parity)
+        if not rows:
+            continue
+        blocks = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), -1)
+        right = int(sound(blocks, ecc).sum())
         # A few bytes may be right by chance.
         if right * size >= 4 and right > best[0]:
             best = right, ecc

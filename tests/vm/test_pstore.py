@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import drgn
 import numpy as np
 import pytest
 
@@ -21,7 +24,7 @@ from drgn_tools.pstore_records import (
 from drgn_tools.ramoops import Layout, Region, Zone, places, read_region
 from drgn_tools.reed_solomon import Ecc
 
-from . import pstore_guests
+from . import pstore_guests, pstore_seen
 from .pstore_guests import MATRIX, Guest, Spec
 
 RECORD_SIZE = 24
@@ -293,3 +296,181 @@ def test_blind_is_as_good_as_told(case: Case) -> None:
             assert (same.kind, same.content) == (zone.kind, zone.content)
             assert same.corrected_bytes == zone.corrected_bytes
     assert not found
+
+
+# --- the same in dumps
+
+
+class Dumped(NamedTuple):
+    """A kernel in which pstore is looked for."""
+
+    guest: Guest
+    boot: int
+    """Which boot of its guest it is."""
+    region: bytes | None
+    """What is in the region; None if that is not in the dump."""
+    prog: drgn.Program
+    seen: dict[str, Any]
+
+
+DUMPS = [
+    *((spec, "qemu") for spec in MATRIX),
+    *((spec, "vmcore") for spec in MATRIX if spec.vmcore),
+]
+
+
+@functools.cache
+def _dumped(spec: Spec, kind: str) -> Dumped:
+    guest = pstore_guests.get(spec)
+    if kind == "qemu":
+        path, boot = guest.dump, 1
+        region: bytes | None = guest.live
+    else:
+        path, boot = guest.vmcore, 2
+        # What memmap= reserves is not in /proc/vmcore.
+        region = guest.crashed if spec.reserve_mem else None
+    prog = drgn.Program()
+    prog.set_core_dump(path)
+    prog.load_debug_info([guest.kernel.vmlinux])
+    if not spec.writes_all:
+        prog.load_debug_info([guest.kernel.module_debug("ramoops")])
+    return Dumped(guest, boot, region, prog, pstore_seen.seen(prog))
+
+
+@pytest.fixture(params=DUMPS, ids=lambda case: f"{case[0].name}-{case[1]}")
+def dumped(request: pytest.FixtureRequest) -> Dumped:
+    return _dumped(*request.param)
+
+
+def live_zones(guest: Guest, address: int, region: bytes | None) -> list[list[Any]]:
+    """Return what a kernel is expected to show of the region as it is."""
+    if region is None:
+        return [
+            [kind, number, address + offset, size, None, False, 0, None]
+            for kind, number, offset, size in pstore_guests.places(guest.spec)
+        ]
+    return [
+        [
+            zone.kind,
+            zone.number,
+            address + zone.address,
+            zone.size,
+            zone.state,
+            zone.wrapped,
+            zone.corrected_bytes,
+            pstore_seen.digest(zone.content),
+        ]
+        for zone in read_region(region, layout(guest.spec)).zones
+    ]
+
+
+def old_zones(found: Region) -> list[list[Any]]:
+    """Return what a kernel is expected to have kept of the region that it found."""
+    return [
+        [
+            zone.kind,
+            zone.number,
+            zone.corrected_bytes,
+            zone.bad_blocks,
+            pstore_seen.digest(zone.content),
+        ]
+        for zone in found.zones
+    ]
+
+
+def test_zones_are_those_of_the_region(dumped: Dumped) -> None:
+    address = dumped.guest.address(dumped.boot)
+    expected = live_zones(dumped.guest, address, dumped.region)
+    # By address; the kernel keeps them by kind.
+    assert sorted(dumped.seen["zones"], key=lambda zone: int(zone[2])) == expected
+    assert bool(dumped.region) == (dumped.seen["why"] == [""])
+
+
+def test_old_logs_are_what_the_kernel_found(dumped: Dumped) -> None:
+    found = read(dumped.guest.spec, dumped.boot)
+    assert sorted(dumped.seen["old"]) == sorted(old_zones(found.told))
+
+
+def raw_trace(spec: Spec, slide: int, region: bytes, boot: int) -> list[str]:
+    """Return a boot's function trace in a region, without names."""
+    zones = read_region(region, layout(spec)).zones
+    arrays = [
+        decode_ftrace(zone.content, as_stored(spec), zone=zone.number)
+        for zone in zones
+        if zone.kind == "ftrace"
+    ]
+    merged = merge_ftrace(arrays, as_stored(spec)).records
+    chosen = merged[merged["boot"] == boot]
+    columns = [
+        addresses(chosen[name], as_stored(spec), slide) for name in ("ip", "parent_ip")
+    ]
+    rows = zip(chosen["cpu"], chosen["counter"], *columns)
+    return [
+        f"CPU:{cpu} ts:{counter} {ip:08x}  {parent:08x}"
+        for cpu, counter, ip, parent in rows
+    ]
+
+
+def unnamed(lines: Sequence[str]) -> list[str]:
+    return ["  ".join(line.split("  ")[:2]) for line in lines]
+
+
+def test_traces_are_those_of_the_region(dumped: Dumped) -> None:
+    guest, boot = dumped.guest, dumped.boot
+    slide = guest.slide(boot)
+    before = raw_trace(guest.spec, slide, guest.region(boot), 0)
+    assert unnamed(dumped.seen["previous"]) == before
+    now = []
+    if dumped.region and guest.spec.writes_all:
+        now = raw_trace(guest.spec, slide, dumped.region, 0)
+        assert len(now) > 150 * guest.spec.smp
+    assert unnamed(dumped.seen["current"]) == now
+
+
+def test_names_are_right_whatever_kaslr_did(dumped: Dumped) -> None:
+    """Only two functions were traced, in every boot."""
+    if not dumped.guest.spec.writes_all:
+        pytest.skip("seeded addresses mean nothing")
+    for line in dumped.seen["current"] + dumped.seen["previous"]:
+        match = re.search(r"  (\S+) <- (\w+)\+0x[0-9a-f]+/0x[0-9a-f]+$", line)
+        assert match and match.group(1) in ("vfs_read", "vfs_write"), line
+
+
+def test_printed_trace_is_the_kernels_file(dumped: Dumped) -> None:
+    """Names included, where the kernel knows them and its file is right."""
+    spec, boot = dumped.guest.spec, dumped.boot
+    if not spec.writes_all:
+        pytest.skip("this kernel prints none")
+    if spec.kernel == "6.12-bench" and (spec.ecc or spec.kaslr):
+        pytest.skip("misaligned, or named where another boot had them")
+    file = dumped.guest.files(boot)["ftrace-ramoops-0"].decode().splitlines()
+    mine = dumped.seen["previous"]
+    if boot == 1:
+        assert sorted(mine) == sorted(file)
+
+        def counters(lines: list[str]) -> list[str]:
+            return [line.split()[1] for line in lines]
+
+        # Records with the same number may come in any order.
+        assert counters(mine) == counters(file)
+    else:
+        # Which mixes boots.
+        assert mine and not collections.Counter(mine) - collections.Counter(file)
+
+
+def test_text_is_the_kernels_files(dumped: Dumped) -> None:
+    """Each file of pstore is among the records, without the note about ECC."""
+    spec = dumped.guest.spec
+    texts = {record[3] for record in dumped.seen["records"]}
+    for name, content in dumped.guest.files(dumped.boot).items():
+        if not name.startswith("ftrace"):
+            if spec.ecc:
+                content = content[: content[:-1].rindex(b"\n")]
+            assert pstore_seen.digest(content) in texts, name
+
+
+def test_console_and_pmsg_of_now_are_in_the_region(dumped: Dumped) -> None:
+    sources = {(kind, source) for kind, source, *_ in dumped.seen["records"]}
+    now = {("console", "live"), ("pmsg", "live")}
+    writes = dumped.guest.spec.writes_all
+    assert (now <= sources) == (dumped.region is not None and writes)

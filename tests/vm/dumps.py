@@ -269,7 +269,8 @@ def _room(spec: Spec) -> int:
 def drop_old(folder: Path) -> None:
     """Remove dumps of the same name that were made in another way."""
     prefix = folder.name.rpartition("-")[0]
-    for other in folder.parent.glob(f"{prefix}-*"):
+    # Not of one whose name only begins like this.
+    for other in folder.parent.glob(f"{prefix}-{'[0-9a-f]' * 12}"):
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
 

@@ -145,7 +145,7 @@ def run(vm: qemu.VM, code: str, *, seconds: float = 300) -> qemu.Result:
     environment = f"PYTHONPATH={_HERE} PYTHONDONTWRITEBYTECODE=1"
     return vm.run(
         f"{environment} chroot /mnt {sys.executable} -",
-        stdin=(start + code).encode(),
+        stdin=f"{start}exec({code!r})\n".encode(),
         seconds=seconds,
         check=False,
     )

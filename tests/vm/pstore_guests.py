@@ -498,7 +498,7 @@ def _run(spec: Spec, kernel: Kernel, dest: Path) -> None:
                 (dest / f"region-{boot}").write_bytes(region)
             address = _next(vm, spec, ram, region, address if boot else None)
             addresses.append(address)
-            slides.append(_slide(vm, kernel))
+            slides.append(slide(vm))
             (dest / f"files-{boot}.tar").write_bytes(files(vm))
             if boot == BOOTS - 1:
                 break
@@ -542,6 +542,11 @@ def _next(
     raise vm.error(f"the region is not where it was in {_TRIES} boots")
 
 
+def stop_tracing(vm: qemu.VM) -> None:
+    """Let ftrace zones stay as they are."""
+    vm.run("echo 0 > /sys/kernel/debug/pstore/record_ftrace")
+
+
 def take(ram: Path, address: int, size: int) -> bytes:
     """Read a guest's memory."""
     with ram.open("rb") as file:
@@ -570,7 +575,8 @@ def start(vm: qemu.VM, spec: Spec) -> int:
     return int(match.group(1), 16)
 
 
-def _slide(vm: qemu.VM, kernel: Kernel) -> int:
+def slide(vm: qemu.VM) -> int:
+    """Return how far KASLR has moved a guest's kernel."""
     text = int(vm.run("grep -w _text /proc/kallsyms").text.split()[0], 16)
     return text - 0xFFFFFFFF81000000
 

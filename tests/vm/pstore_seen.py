@@ -56,8 +56,8 @@ def seen(prog: Program) -> dict[str, Any]:
             ]
             for zone in pstore.for_each_pstore_zone(prog)
         ],
-        "current": trace(0),
-        "previous": trace(-1),
+        "newest": trace(0),
+        "before": trace(-1),
         "records": sorted(
             [record.kind, record.source, record.label, digest(record.text)]
             for record in pstore.for_each_pstore_record(prog)

@@ -233,8 +233,8 @@ def decode_ftrace(
     last = records[-1:]
     if count > 1 and not missing:
         # Half of the last record may be what was there before.
-        tops = {int(top) for top in (records["ip"][:-1] >> (8 * fmt.word - 8))[-64:]}
-        if int(last["ip"][0] >> (8 * fmt.word - 8)) not in tops:
+        top = (records["ip"][-64:] >> (8 * fmt.word - 8)) & 0x7F
+        if top[-1] not in top[:-1]:
             last["torn"] = True
     return records
 
@@ -365,62 +365,71 @@ def _same_boots(
     """Boots of all zones on one scale: 0 for the newest, -1 before."""
     # Zones with more boots say more.
     order = sorted(range(len(zones)), key=lambda n: (int(zones[n]["boot"][0]), n))
-    if all(not zone["boot"][0] for zone in zones) and len(zones) == 1:
-        return [zones[0]["boot"].copy()]
-    boots: list[npt.NDArray[np.uint64]] = []
-    chosen: dict[int, list[int]] = {}
+    boots: list[_Boot] = []
+    chosen: dict[int, list[_Boot]] = {}
     for number in order:
         runs = _runs(zones[number], keys[number])
         chosen[number] = _align(runs, boots)
         for run, boot in zip(runs, chosen[number]):
-            if boot >= _MAX_BOOTS:
-                continue
-            while len(boots) <= boot:
-                boots.append(np.zeros(0, np.uint64))
-            merged = np.concatenate([boots[boot], np.sort(run)])
-            merged.sort(kind="stable")
-            boots[boot] = merged
+            boot.counters = np.sort(np.concatenate([boot.counters, run]), kind="stable")
+    for place, boot in enumerate(boots):
+        boot.number = -place
     result = []
     for number, zone in enumerate(zones):
-        scale = np.array(chosen[number], np.int32)
-        mine = np.minimum(-zone["boot"], len(scale) - 1)
-        result.append(-scale[mine])
+        scale = np.array([boot.number for boot in chosen[number]], np.int32)
+        result.append(scale[np.minimum(-zone["boot"], len(scale) - 1)])
     return result
 
 
-def _align(
-    runs: Sequence[npt.NDArray[np.uint64]], boots: Sequence[npt.NDArray[np.uint64]]
-) -> list[int]:
+class _Boot:
+    """What is known of a boot while zones are put together."""
+
+    def __init__(self) -> None:
+        self.counters: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
+        self.number = 0
+
+
+# A boot that no other zone has is less likely than one that says nothing.
+_NEW_BOOT = -0.5
+# With nothing to tell, the newest it is.
+_OLDER = -0.001
+
+
+def _align(runs: Sequence[npt.NDArray[np.uint64]], boots: list[_Boot]) -> list[_Boot]:
     """
-    For a zone's runs, newest first, the numbers of the boots that they are of:
-    rising, the best likeness in sum, and the newest if that says nothing.
+    For a zone's runs, newest first, the boots that they are of: those with the best
+    likeness in sum, in order. Boots that are new are put among the others.
     """
-    if not boots:
-        return list(range(len(runs)))
-    # A boot may lack a run, and at the end there may be runs of boots unknown.
-    width = min(len(boots) + len(runs), 2 * _MAX_BOOTS)
-    best = [0.0] * (width + 1)
-    choice: list[list[bool]] = []
-    # best[b]: of the runs from here on, put on boots b and older.
-    for run in reversed(runs):
-        like = [_likeness(run, boot) for boot in boots]
-        row = [float("-inf")] * (width + 1)
-        taken = [False] * (width + 1)
+    # best[run][boot]: of the runs from here on, with boots from here on.
+    width = len(boots)
+    new = _NEW_BOOT if width < 2 * _MAX_BOOTS else float("-inf")
+    best = [[0.0] * (width + 1) for _ in range(len(runs) + 1)]
+    steps = [["new"] * (width + 1) for _ in runs]
+    for at in range(len(runs) - 1, -1, -1):
+        best[at][width] = best[at + 1][width] + new
         for boot in range(width - 1, -1, -1):
-            # Each step back costs a little.
-            own = like[boot] if boot < len(boots) else 0.0
-            put = own - 0.001 * boot + best[boot + 1]
-            taken[boot] = put >= row[boot + 1]
-            row[boot] = max(put, row[boot + 1])
-        best = row
-        choice.append(taken)
-    result = []
-    boot = 0
-    for taken in reversed(choice):
-        while boot < width - 1 and not taken[boot]:
-            boot += 1
-        result.append(boot)
-        boot += 1
+            like = _likeness(runs[at], boots[boot].counters)
+            ways = (
+                (like + best[at + 1][boot + 1], "same"),
+                (_OLDER + best[at][boot + 1], "older"),
+                (new + best[at + 1][boot], "new"),
+            )
+            best[at][boot], steps[at][boot] = max(ways, key=lambda way: way[0])
+    result: list[_Boot] = []
+    at = place = known = 0
+    while at < len(runs):
+        step = steps[at][known]
+        if step == "older":
+            known += 1
+            place += 1
+            continue
+        if step == "new":
+            boots.insert(place, _Boot())
+        else:
+            known += 1
+        result.append(boots[place])
+        place += 1
+        at += 1
     return result
 
 

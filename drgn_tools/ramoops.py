@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from drgn_tools.errors import DumpError
-from drgn_tools.reed_solomon import Ecc, check, correct
+from drgn_tools.reed_solomon import Ecc, check, correct, sound
 
 #: ``PERSISTENT_RAM_SIG``, "DBGC"; of ftrace zones, XORed with the kernel's version.
 SIGNATURE = 0x43474244
@@ -610,18 +610,15 @@ def _find(region: bytes, notes: list[str]) -> tuple[Layout, list[Place]]:
     _, byteorder, run = best
     if not run:
         raise DumpError("no zone of ramoops was found: no header with its signature")
-    first = run[0]
-    traces = [hit for hit in run if hit.version is not None]
-    sizes = {hit.offset: after.offset - hit.offset for hit, after in zip(run, run[1:])}
-    last = run[-1]
-    if last.version is not None and len(traces) > 1:
-        spacing = last.offset - traces[-2].offset
-        sizes[last.offset] = min(spacing, len(region) - last.offset)
-    else:
-        sizes[last.offset] = _last_size(region, run, _find_ecc(region, sizes))
-    end = last.offset + sizes[last.offset]
-    kinds = _kinds(region, run, notes)
+    sizes = _sizes(region, run)
     ecc = _find_ecc(region, sizes)
+    if ecc is not None:
+        run = _ruined(region, run, ecc, byteorder)
+        sizes = _sizes(region, run, ecc)
+    first, last = run[0], run[-1]
+    end = last.offset + sizes[last.offset]
+    traces = [hit for hit in run if hit.version is not None]
+    kinds = _kinds(region, run, sizes, ecc, notes)
     layout = Layout(
         0,
         0,
@@ -679,6 +676,80 @@ def _clusters(hits: Sequence[_Hit]) -> Iterator[list[_Hit]]:
 _MAX_GAP = 1 << 24
 
 
+def _sizes(
+    region: bytes, run: Sequence[_Hit], ecc: Ecc | None = None
+) -> dict[int, int]:
+    """Zones' sizes, by offset: each ends where the next one starts."""
+    sizes = {hit.offset: after.offset - hit.offset for hit, after in zip(run, run[1:])}
+    last = run[-1]
+    traces = [hit for hit in run if hit.version is not None]
+    if last.version is not None and len(traces) > 1:
+        # They are all of a size.
+        spacing = last.offset - traces[-2].offset
+        sizes[last.offset] = min(spacing, len(region) - last.offset)
+    else:
+        ecc = ecc or _find_ecc(region, sizes)
+        sizes[last.offset] = _last_size(region, run, ecc)
+    return sizes
+
+
+def _ruined(
+    region: bytes, run: Sequence[_Hit], ecc: Ecc, byteorder: ByteOrder
+) -> list[_Hit]:
+    """With the headers that are found only where their parity corrects them."""
+
+    def corrected(start: int, end: int) -> _Hit | None:
+        if start < 0 or end - start < HEADER_SIZE + 2 * ecc.size:
+            return None
+        header = bytes(region[start : start + HEADER_SIZE])
+        parity = bytes(region[end - ecc.size : end])
+        fixed, errors = _corrected(header + parity, ecc)
+        hit = _Hit(start, _header(fixed, byteorder))
+        signed = _signed(hit.header, "unknown", None)
+        return hit if errors >= 0 and signed else None
+
+    def ends(start: int, end: int) -> bool:
+        """Whether a zone ends there, to all appearances."""
+        header = bytes(region[start : start + HEADER_SIZE])
+        block = header + bytes(region[end - ecc.size : end])
+        return bool(sound(np.frombuffer(block, np.uint8)[None, :], ecc)[0])
+
+    found = list(run)
+    spacing = _spacing(run)
+    if not spacing:
+        return found
+    # Dumps in front of the first, as many as there are.
+    while hit := corrected(found[0].offset - spacing, found[0].offset):
+        found.insert(0, hit)
+    at = 0
+    while at + 1 < len(found):
+        here, there = found[at].offset, found[at + 1].offset
+        starts: list[int] = []
+        if not ends(here, there):
+            # This zone may not end there. A dump has a length that is known, what
+            # follows has a power of two.
+            powers = [1 << n for n in range(28, 4, -1)]
+            starts = [here + spacing, *(there - size for size in powers)]
+        for start in starts:
+            if not here + HEADER_SIZE + ecc.size < start < there:
+                continue
+            hit = corrected(start, there) if ends(here, start) else None
+            if hit is not None:
+                found.insert(at + 1, hit)
+                break
+        at += 1
+    return found
+
+
+def _spacing(run: Sequence[_Hit]) -> int:
+    """From one zone to the next, most often."""
+    counts: dict[int, int] = {}
+    for hit, after in zip(run, run[1:]):
+        gap = after.offset - hit.offset
+        counts[gap] = counts.get(gap, 0) + 1
+    return max(counts, key=lambda gap: counts[gap]) if counts else 0
+
+
 def _last_size(region: bytes, run: Sequence[_Hit], ecc: Ecc | None) -> int:
     """Of a zone behind which there is none: a power of two."""
     last = run[-1]
@@ -687,12 +758,11 @@ def _last_size(region: bytes, run: Sequence[_Hit], ecc: Ecc | None) -> int:
     sizes = [1 << n for n in range(4, 31) if last.header.used < 1 << n <= room]
     header = bytes(region[last.offset : last.offset + HEADER_SIZE])
     for size in sizes:
-        parity = b""
         if ecc is not None and size > HEADER_SIZE + ecc.size:
             end = last.offset + size
             parity = bytes(region[end - ecc.size : end])
-        if ecc is not None and parity and not _corrected(header + parity, ecc)[1]:
-            return size
+            if sound(np.frombuffer(header + parity, np.uint8)[None, :], ecc)[0]:
+                return size
         # One that is full says it.
         if ecc is None and last.header.used == size - HEADER_SIZE:
             return size
@@ -703,16 +773,24 @@ def _last_size(region: bytes, run: Sequence[_Hit], ecc: Ecc | None) -> int:
     return next((size for size in sizes if size >= likely), rest)
 
 
-def _is_dump(region: bytes, hit: _Hit) -> bool | None:
-    """Whether a zone has a record of a dump; None if it has nothing."""
-    if not hit.header.used:
-        return None
-    start = hit.offset + HEADER_SIZE
-    return bytes(region[start : start + 4]) == b"===="
-
-
-def _kinds(region: bytes, run: Sequence[_Hit], notes: list[str]) -> dict[int, Kind]:
+def _kinds(
+    region: bytes,
+    run: Sequence[_Hit],
+    sizes: dict[int, int],
+    ecc: Ecc | None,
+    notes: list[str],
+) -> dict[int, Kind]:
     """What each zone is for: by order, size and content."""
+
+    def is_dump(hit: _Hit) -> bool | None:
+        """None if it has nothing."""
+        memory = bytes(region[hit.offset : hit.offset + sizes[hit.offset]])
+        try:
+            content = read_zone(memory, ecc=ecc).content
+        except DumpError:
+            return None
+        return content.startswith(b"====") if content else None
+
     kinds: dict[int, Kind] = {}
     plain = [hit for hit in run if hit.version is None]
     traces = [hit for hit in run if hit.version is not None]
@@ -726,7 +804,7 @@ def _kinds(region: bytes, run: Sequence[_Hit], notes: list[str]) -> dict[int, Ki
     # The last of them that are no dumps.
     others = 0
     for hit in reversed(front):
-        if others == len(names) or _is_dump(region, hit):
+        if others == len(names) or is_dump(hit):
             break
         others += 1
     if others < len(names) and front:
@@ -735,7 +813,7 @@ def _kinds(region: bytes, run: Sequence[_Hit], notes: list[str]) -> dict[int, Ki
     start = len(front) - others
     for hit in front[:start]:
         kinds[hit.offset] = "dmesg"
-        if _is_dump(region, hit) is False:
+        if is_dump(hit) is False:
             notes.append(f"the zone at {hit.offset:#x} has no dump, or not yet")
     for hit, name in zip(front[start:], names):
         kinds[hit.offset] = name
@@ -758,14 +836,16 @@ def _find_ecc(region: bytes, sizes: dict[int, int]) -> Ecc | None:
     zones = list(sizes.items())[:64]
     for size in _ECC_SIZES:
         ecc = Ecc(size)
-        right = 0
+        rows = []
         for offset, length in zones:
-            if length < HEADER_SIZE + 2 * size:
-                continue
             header = bytes(region[offset : offset + HEADER_SIZE])
             parity = bytes(region[offset + length - size : offset + length])
-            if any(parity):
-                right += _corrected(header + parity, ecc)[1] == 0
+            if length >= HEADER_SIZE + 2 * size and any(parity):
+                rows.append(header + parity)
+        if not rows:
+            continue
+        blocks = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), -1)
+        right = int(sound(blocks, ecc).sum())
         # A few bytes may be right by chance.
         if right * size >= 4 and right > best[0]:
             best = right, ecc

@@ -92,6 +92,11 @@ def _syndromes(blocks: Bytes, ecc: Ecc) -> Bytes:
     return result
 
 
+def sound(blocks: Bytes, ecc: Ecc) -> npt.NDArray[np.bool_]:
+    """Which blocks have no errors: data in each row, and parity behind it."""
+    return np.logical_not(_syndromes(blocks, ecc).any(axis=1))
+
+
 def correct(blocks: Bytes, ecc: Ecc) -> tuple[Bytes, npt.NDArray[np.int64]]:
     """
     Correct blocks, one in each row: data, and parity behind it.

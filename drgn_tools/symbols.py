@@ -24,8 +24,10 @@ _LINE = re.compile(rb"([0-9a-f]{8,16}) [tTwW] (\S{1,512})\n")
 # How far behind a function's start its call of ftrace is: ENDBR, or on other
 # machines a few instructions.
 _ENTRY = 16
-# Kernels are moved by multiples of this.
-_ALIGNMENT = 1 << 16
+# By multiples of what kernels are moved, and how far: x86-64, and all others.
+_MOVES = ((1 << 21, 1 << 31), (1 << 16, 1 << 48))
+# Of functions, that may be modules' in part.
+_NEARLY_ALL = 0.95
 # Addresses that are tried.
 _SAMPLE = 512
 
@@ -81,22 +83,36 @@ class Symbols:
         entries = np.unique(entries)
         step = max(1, len(entries) // _SAMPLE)
         entries = entries[::step][:_SAMPLE]
-        best, best_offset = 0.0, None
+        if self._hits(entries) >= _NEARLY_ALL:
+            return 0
+        for alignment, reach in _MOVES:
+            offset = self._fit(entries, alignment, reach)
+            if offset is not None:
+                return offset
+        return None
+
+    def _fit(
+        self, entries: npt.NDArray[np.uint64], alignment: int, reach: int
+    ) -> int | None:
+        best = 0.0
+        offsets: set[int] = set()
         for pivot in entries[:: max(1, len(entries) // 8)]:
-            offsets = [np.zeros(1, np.uint64)]
+            tries = []
             for entry in range(0, _ENTRY + 1, 4):
                 away = pivot - self._starts - np.uint64(entry)
-                good = (away % np.uint64(_ALIGNMENT) == 0) & (away < 1 << 48)
-                offsets.append(away[good])
-            for offset in np.unique(np.concatenate(offsets)):
+                tries.append(away[(away % np.uint64(alignment) == 0) & (away < reach)])
+            for offset in np.unique(np.concatenate(tries)):
                 hits = self._hits(entries - offset)
                 if hits > best:
-                    best, best_offset = hits, int(offset)
-            if best >= 0.95:
+                    best, offsets = hits, set()
+                if hits == best:
+                    offsets.add(int(offset))
+            if best >= _NEARLY_ALL and len(entries) >= 8:
                 break
-        # A pivot explains itself, so a few are no evidence.
-        enough = best >= 0.6 and best * len(entries) >= min(4, len(self._starts))
-        return best_offset if enough else None
+        # One address fits somewhere, and of a few there may be several ways.
+        if len(entries) < 2 or len(offsets) != 1:
+            return None
+        return offsets.pop() if best >= (0.6 if len(entries) >= 8 else 1) else None
 
     def _hits(self, entries: npt.NDArray[np.uint64]) -> float:
         at = np.searchsorted(self._starts, entries, side="right")

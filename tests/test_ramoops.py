@@ -444,6 +444,21 @@ def test_blind_in_a_file_of_all_memory() -> None:
     assert found.layout.ecc == Ecc()
 
 
+@pytest.mark.parametrize("number", range(6))
+def test_blind_with_a_ruined_header(number: int) -> None:
+    """Where there is ECC, each zone's header is known by its parity."""
+    division = Division(ecc=16, cpus=1, record=0x8000)
+    zones = filled(division)
+    assert len(zones) == 6
+    at = sum(ring.size for _, ring in zones[:number])
+    image = region(zones, division.mem)
+    found = read_region(flipped(image, [at, at + 1, at + 9]))
+    if number == 5:
+        pytest.skip("nothing tells where the last one starts")
+    assert_same(found, zones)
+    assert [zone.corrected_bytes for zone in found.zones].count(3) == 1
+
+
 def test_nothing_to_find() -> None:
     for image in (b"", bytes(4096), random.Random(1).randbytes(1 << 16)):
         with pytest.raises(DumpError, match="no zone of ramoops"):

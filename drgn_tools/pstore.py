@@ -1224,9 +1224,12 @@ def print_dump(dump: str, *, boot: int | None = 0, as_json: bool = False) -> Non
     :raises DumpError: if the dump cannot be read or has nothing of pstore.
     """
     import contextlib
+    import logging
 
     from drgn import MissingDebugInfoError
 
+    # What it does not find is said here, if it matters.
+    logging.getLogger("drgn").addHandler(logging.NullHandler())
     prog = Program()
     try:
         prog.set_core_dump(dump)
@@ -1247,6 +1250,7 @@ def _print_all(
     prog: Program, pstore: pstore_memory.Pstore, boot: int | None, out: _File
 ) -> None:
     from drgn_tools import pstore_text as text
+    from drgn_tools.pstore_records import is_logcat, logcat_messages
     from drgn_tools.text import printable
 
     zones = [_zone(prog, zone) for zone in pstore.zones]
@@ -1256,6 +1260,10 @@ def _print_all(
         out.write(line + "\n")
     for record in for_each_pstore_record(prog):
         out.write(f"\n== {printable(_title(record))}\n")
+        if record.kind == "pmsg" and is_logcat(record.text):
+            for message in logcat_messages(record.text):
+                out.write(text.logcat_line(message) + "\n")
+            continue
         written = text.text_of(record.text)
         out.write(written if written.endswith("\n") else written + "\n")
     trace = _trace_if_any(prog, pstore)

@@ -72,11 +72,11 @@ class _Table:
             address, name = symbol.address, symbol.name
             if not begin <= address < end or not name or name[0] in ".$":
                 continue
-            if symbol.kind in (SymbolKind.FILE, SymbolKind.SECTION):
-                continue
             if sorted_:
                 # The kernel takes the first of several at one address.
                 names.setdefault(address, ((False, 0, ""), name))
+                continue
+            if symbol.kind in (SymbolKind.FILE, SymbolKind.SECTION):
                 continue
             # And scripts/kallsyms.c puts this one first.
             key = (symbol.binding == SymbolBinding.WEAK, _underscores(name), name)

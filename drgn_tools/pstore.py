@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
     from drgn_tools import pstore_memory, pstore_records, ramoops, reed_solomon
 
+    class _File(Protocol):
+        def write(self, text: str, /) -> object: ...
+
+
 __all__ = (
     "for_each_pstore_ftrace",
     "for_each_pstore_record",
@@ -48,10 +52,6 @@ __all__ = (
 )
 
 # numpy and the decoders are imported by those who need them: every drgn imports this.
-
-
-class _File(Protocol):
-    def write(self, text: str, /) -> object: ...
 
 
 class PstoreZone(NamedTuple):
@@ -275,11 +275,16 @@ def _read_old(prog: Program, zone: pstore_memory.Zone) -> tuple[bytes | None, st
 _KINDS = ("dmesg", "console", "ftrace", "pmsg")
 
 
+def _live_error(live: ramoops.Zone | None, why: str) -> str:
+    if not why and live is not None and live.state in ("invalid", "unsigned"):
+        return f"its header is {live.state}"
+    return why
+
+
 def _zone(prog: Program, zone: pstore_memory.Zone) -> PstoreZone:
     live, why = _read_live(prog, zone)
     old, old_why = _read_old(prog, zone)
-    if live is not None and live.state in ("invalid", "unsigned"):
-        why = why or f"its header is {live.state}"
+    why = _live_error(live, why)
     return PstoreZone(
         zone.backend,
         zone.kind,
@@ -377,21 +382,28 @@ def pstore_zones(prog: Program, *, file: _File | None = None) -> None:
             print_table(rows, file=out)
         else:
             out.write(f"backend {printable(pstore.backend)}: it has no zones\n")
-        for text in _absences(zones, pstore.notes):
+        for text in _absences(_errors(zones), pstore.notes):
             out.write(printable(text) + "\n")
 
     _printing(prog, file, work)
 
 
-def _absences(zones: list[PstoreZone], notes: tuple[str, ...]) -> list[str]:
+def _errors(zones: list[PstoreZone]) -> Iterator[tuple[str, str]]:
+    for zone in zones:
+        yield zone.label, zone.live_error
+        yield zone.label, zone.old_log_error
+
+
+def _absences(
+    errors: Iterable[tuple[str, str]], notes: tuple[str, ...] = ()
+) -> list[str]:
     # What is missing, each reason once with the zones that it holds for.
     reasons: dict[str, list[str]] = {}
-    for zone in zones:
-        for why in (zone.live_error, zone.old_log_error):
-            if why:
-                labels = reasons.setdefault(why, [])
-                if zone.label not in labels:
-                    labels.append(zone.label)
+    for label, why in errors:
+        if why:
+            labels = reasons.setdefault(why, [])
+            if label not in labels:
+                labels.append(label)
     lines = []
     for why, labels in reasons.items():
         names = ", ".join(labels[:8])
@@ -459,12 +471,15 @@ def _is_neutral(prog: Program) -> bool:
     # and 7.2, where decode_ip() came to be; if pstore is a module, it only returns
     # what it is given.
     from drgn_tools.kernel_symbols import kernel_symbols
+    from drgn_tools.pstore_memory import has_debug_info
 
     try:
         address = prog.function("decode_ip").address_
     except LookupError:
-        # Not where it is empty and inlined, for there is no CONFIG_PSTORE_FTRACE.
+        if has_debug_info(prog):
+            return False
         address = kernel_symbols(prog).kallsyms.get("decode_ip")
+    # Without CONFIG_PSTORE_FTRACE, it is empty and inlined.
     if address is None:
         return False
     found = kernel_symbols(prog).find(address)
@@ -535,9 +550,14 @@ def _trace(prog: Program) -> _Trace:
     pstore = _read(prog)
     zones = [zone for zone in pstore.zones if zone.kind == "ftrace"]
     notes = list(pstore.notes)
-    lives = [_read_live(prog, zone)[0] for zone in zones]
-    olds = [_read_old(prog, zone)[0] for zone in zones]
-    notes += _absences([_zone(prog, zone) for zone in zones], ())
+    lives, olds, errors = [], [], []
+    for zone in zones:
+        live, why = _read_live(prog, zone)
+        old, old_why = _read_old(prog, zone)
+        lives.append(live)
+        olds.append(old)
+        errors += [(zone.label, _live_error(live, why)), (zone.label, old_why)]
+    notes += _absences(errors)
     contents = [live.content for live in lives if live is not None and live.content]
     contents += [old for old in olds if old]
     if not contents and not zones:
@@ -1088,7 +1108,7 @@ def pstore_dmesg(prog: Program, *, file: _File | None = None) -> None:
 def _text_notes(prog: Program, kind: str) -> list[str]:
     pstore = _read(prog)
     zones = [_zone(prog, zone) for zone in pstore.zones if zone.kind == kind]
-    return _absences(zones, pstore.notes)
+    return _absences(_errors(zones), pstore.notes)
 
 
 def _print_text(
@@ -1204,9 +1224,12 @@ def print_dump(dump: str, *, boot: int | None = 0, as_json: bool = False) -> Non
     :raises DumpError: if the dump cannot be read or has nothing of pstore.
     """
     import contextlib
+    import logging
 
     from drgn import MissingDebugInfoError
 
+    # What it does not find is said here, if it matters.
+    logging.getLogger("drgn").addHandler(logging.NullHandler())
     prog = Program()
     try:
         prog.set_core_dump(dump)
@@ -1227,15 +1250,20 @@ def _print_all(
     prog: Program, pstore: pstore_memory.Pstore, boot: int | None, out: _File
 ) -> None:
     from drgn_tools import pstore_text as text
+    from drgn_tools.pstore_records import is_logcat, logcat_messages
     from drgn_tools.text import printable
 
     zones = [_zone(prog, zone) for zone in pstore.zones]
-    for note in _absences(zones, pstore.notes):
+    for note in _absences(_errors(zones), pstore.notes):
         print(printable(f"note: {note}"), file=sys.stderr)
     for line in text.zone_lines(_as_zone(prog, zone) for zone in pstore.zones):
         out.write(line + "\n")
     for record in for_each_pstore_record(prog):
         out.write(f"\n== {printable(_title(record))}\n")
+        if record.kind == "pmsg" and is_logcat(record.text):
+            for message in logcat_messages(record.text):
+                out.write(text.logcat_line(message) + "\n")
+            continue
         written = text.text_of(record.text)
         out.write(written if written.endswith("\n") else written + "\n")
     trace = _trace_if_any(prog, pstore)

@@ -724,12 +724,11 @@ def _ruined(
     at = 0
     while at + 1 < len(found):
         here, there = found[at].offset, found[at + 1].offset
-        starts: list[int] = []
-        if not ends(here, there):
-            # This zone may not end there. A dump has a length that is known, what
-            # follows has a power of two.
-            powers = [1 << n for n in range(28, 4, -1)]
-            starts = [here + spacing, *(there - size for size in powers)]
+        # A dump has a length that is known, what follows has a power of two. That the
+        # first zone seems to end where the next one starts is no proof: those that
+        # are empty have the same parity.
+        powers = [1 << n for n in range(28, 4, -1)]
+        starts = [here + spacing, *(there - size for size in powers)]
         for start in starts:
             if not here + HEADER_SIZE + ecc.size < start < there:
                 continue

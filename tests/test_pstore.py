@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from drgn_tools import pstore
+from drgn_tools import pstore, pstore_memory
 from drgn_tools.errors import DumpError
 from tests import command
 from tests.pstore_kernel import ERAS, ILP32, MAPPED, REGION, FakeKernel
@@ -577,6 +578,47 @@ def test_android_log() -> None:
     lines = printed(pstore.pstore_pmsg, kernel).splitlines()
     assert len(lines) == 5 and lines[4].endswith("77    78 I tag: text 4")
     assert "tag\0text 0" in printed(pstore.pstore_pmsg, kernel, logcat=False)
+
+
+# The command
+
+
+@pytest.mark.parametrize("era", ["4.9", "6.12"])
+def test_all_as_text_and_json(era: str, capsys: pytest.CaptureFixture[str]) -> None:
+    kernel, lines = full(era, 2, 16, 50)
+    found = pstore_memory.read_pstore(kernel.prog)
+    out = io.StringIO()
+    pstore._print_all(kernel.prog, found, 0, out)
+    text = out.getvalue()
+    assert text.endswith("".join(line + "\n" for line in lines))
+    for part in ("<1>first\n", "<1>second\n", "] console\n", "\nfrom user space\n"):
+        assert part in text
+    out = io.StringIO()
+    pstore._print_json(kernel.prog, found, None, out)
+    data = json.loads(out.getvalue())
+    assert data["backend"] == "ramoops" and data["notes"] == []
+    assert [zone["label"] for zone in data["zones"][:2]] == [
+        zone.label for zone in found.zones[:2]
+    ]
+    assert [record["text"] for record in data["dmesg"]] == [
+        "Oops#1 Part1\n<1>first\n",
+        "Oops#1 Part1\n<1>second\n",
+    ]
+    assert len(data["ftrace"]["records"]) == len(lines)
+    assert data["ftrace"]["boots"][0]["this_kernel"]
+    out = io.StringIO()
+    pstore._print_json(kernel.prog, found, -1, out)
+    assert json.loads(out.getvalue())["ftrace"]["records"] == []
+
+
+def test_the_command_on_what_it_cannot_use(core: Path, tmp_path: Path) -> None:
+    outcome = command.drgn_tools("pstore", core)
+    assert "pstore cannot be found" in command.assert_refused(outcome)
+    outcome = command.drgn_tools("pstore", tmp_path / "none")
+    assert "cannot read" in command.assert_refused(outcome)
+    (tmp_path / "text").write_text("no dump\n")
+    outcome = command.drgn_tools("pstore", tmp_path / "text")
+    assert "cannot read" in command.assert_refused(outcome)
 
 
 # What is not there, and ruins

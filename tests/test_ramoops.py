@@ -447,14 +447,11 @@ def test_blind_in_a_file_of_all_memory() -> None:
 @pytest.mark.parametrize("number", range(6))
 def test_blind_with_a_ruined_header(number: int) -> None:
     """Where there is ECC, each zone's header is known by its parity."""
-    division = Division(ecc=16, cpus=1, record=0x8000)
+    division = Division(ecc=16)
     zones = filled(division)
-    assert len(zones) == 6
     at = sum(ring.size for _, ring in zones[:number])
     image = region(zones, division.mem)
     found = read_region(flipped(image, [at, at + 1, at + 9]))
-    if number == 5:
-        pytest.skip("nothing tells where the last one starts")
     assert_same(found, zones)
     assert [zone.corrected_bytes for zone in found.zones].count(3) == 1
 

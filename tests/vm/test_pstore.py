@@ -7,6 +7,8 @@ import collections
 import functools
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,14 +72,19 @@ def read(spec: Spec, boot: int) -> Case:
     return Case(guest, boot, region, guest.files(boot))
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0].name}-{case[1]}")
+TRACED = [(spec, boot) for spec, boot in CASES if spec.writes_all]
+
+
+def named(case: tuple[Spec, object]) -> str:
+    return f"{case[0].name}-{case[1]}"
+
+
+@pytest.fixture(params=CASES, ids=named)
 def case(request: pytest.FixtureRequest) -> Case:
     return read(*request.param)
 
 
-@pytest.fixture(
-    params=[c for c in CASES if c[0].writes_all], ids=lambda c: f"{c[0].name}-{c[1]}"
-)
+@pytest.fixture(params=TRACED, ids=named)
 def traced(request: pytest.FixtureRequest) -> Case:
     """One with a function trace that its kernel shows."""
     return read(*request.param)
@@ -247,10 +254,14 @@ def test_merged_ftrace_is_the_kernels(traced: Case) -> None:
     assert boots == ({0} if traced.boot == 1 else {-1, 0})
 
 
+@pytest.mark.parametrize(
+    "traced",
+    [(spec, boot) for spec, boot in TRACED if boot == 2],
+    ids=named,
+    indirect=True,
+)
 def test_boots_are_told_apart(traced: Case) -> None:
     """What the previous region already had is of an earlier boot, and no more."""
-    if traced.boot == 1:
-        pytest.skip("one boot")
     spec = traced.guest.spec
     before = traces(read(spec, 1))
     merged = merge_ftrace(traces(traced), as_stored(spec)).records
@@ -299,6 +310,85 @@ def test_blind_is_as_good_as_told(case: Case) -> None:
     assert not found
 
 
+@pytest.mark.parametrize(
+    "case",
+    [(s, boot) for s, boot in CASES if s.ecc and boot != pstore_guests.damaged(s)],
+    ids=named,
+    indirect=True,
+)
+def test_up_to_8_bytes_in_every_block_are_corrected(case: Case) -> None:
+    """Of a region that was whole, and was read right."""
+    spec = case.guest.spec
+    random = np.random.default_rng(case.boot)
+    region = np.frombuffer(case.guest.region(case.boot), np.uint8).copy()
+    for zone in case.told.zones:
+        size = pstore_guests.room(zone.size, True)
+        blocks = -(-size // 128)
+        ends = [*range(zone.address + 12, zone.address + 12 + size, 128)]
+        for block, start in enumerate(ends):
+            data = range(start, min(start + 128, zone.address + 12 + size))
+            parity = zone.address + 12 + size + 16 * block
+            where = [*data, *range(parity, parity + 16)]
+            spoilt = random.choice(where, random.integers(0, 9), replace=False)
+            region[spoilt] ^= random.integers(1, 256, len(spoilt), np.uint8)
+        assert blocks == len(ends)
+    spoilt_region = read_region(region.tobytes(), layout(spec), live=False)
+    wrong = 0
+    for zone, whole in zip(spoilt_region.zones, case.told.zones):
+        assert (zone.content, zone.bad_blocks) == (whole.content, 0)
+        wrong += zone.corrected_bytes
+        used = -(-len(whole.content) // 128)
+        assert zone.corrected_bytes <= 8 * used
+    assert wrong > 100
+
+
+# --- by the command
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "drgn_tools", "pstore", *map(str, arguments)]
+    return subprocess.run(argv, capture_output=True, text=True)
+
+
+def given(spec: Spec) -> str:
+    """Return --layout."""
+    sizes = {
+        "record_size": spec.record_size,
+        "console_size": spec.console_size,
+        "ftrace_size": spec.ftrace_size,
+        "pmsg_size": spec.pmsg_size,
+        "ecc": int(spec.ecc),
+        "cpus": spec.smp,
+    }
+    return ",".join(f"{name}={size:#x}" for name, size in sizes.items())
+
+
+NAME = re.compile(r"^CPU:.*  (\S+) <- (\w+)\+0x[0-9a-f]+/0x[0-9a-f]+$")
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "blind"])
+def test_raw_region_with_symbols(traced: Case, told: bool, tmp_path: Path) -> None:
+    """All names are found, wherever KASLR put the kernel that wrote them."""
+    guest = traced.guest
+    path = tmp_path / "region"
+    path.write_bytes(guest.region(traced.boot))
+    options = ["--layout", given(guest.spec)] if told else []
+    done = command("--raw", path, "--symbols", guest.kernel.vmlinux, *options)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
+    printed = [line for line in said.splitlines() if line.startswith("CPU:")]
+    expected = raw_trace(guest.spec, 0, guest.region(traced.boot), 0)
+    without = [" ".join(line.split()[:2]) for line in expected]
+    assert [" ".join(line.split()[:2]) for line in printed] == without and printed
+    for line in printed:
+        match = NAME.match(line)
+        assert match and match.group(1) in ("vfs_read", "vfs_write"), line
+    for content in traced.files.values():
+        # Everything that is text is there too.
+        line = content.splitlines()[len(content.splitlines()) // 2].decode()
+        assert content.startswith(b"CPU:") or line in said
+
+
 # --- the same in dumps
 
 
@@ -310,7 +400,6 @@ class Dumped(NamedTuple):
     """Which boot of its guest it is."""
     region: bytes | None
     """What is in the region; None if that is not in the dump."""
-    prog: drgn.Program
     seen: dict[str, Any]
 
 
@@ -335,10 +424,10 @@ def _dumped(spec: Spec, kind: str) -> Dumped:
     prog.load_debug_info([guest.kernel.vmlinux])
     if not spec.writes_all:
         prog.load_debug_info([guest.kernel.module_debug("ramoops")])
-    return Dumped(guest, boot, region, prog, pstore_seen.seen(prog))
+    return Dumped(guest, boot, region, pstore_seen.seen(prog))
 
 
-@pytest.fixture(params=DUMPS, ids=lambda case: f"{case[0].name}-{case[1]}")
+@pytest.fixture(params=DUMPS, ids=named)
 def dumped(request: pytest.FixtureRequest) -> Dumped:
     return _dumped(*request.param)
 
@@ -441,7 +530,7 @@ def test_names_are_right_whatever_kaslr_did(dumped: Dumped) -> None:
     if not dumped.guest.spec.writes_all:
         pytest.skip("seeded addresses mean nothing")
     for line in dumped.seen["newest"] + dumped.seen["before"]:
-        match = re.search(r"  (\S+) <- (\w+)\+0x[0-9a-f]+/0x[0-9a-f]+$", line)
+        match = NAME.match(line)
         assert match and match.group(1) in ("vfs_read", "vfs_write"), line
 
 
@@ -476,6 +565,40 @@ def test_text_is_the_kernels_files(dumped: Dumped) -> None:
             if spec.ecc:
                 content = content[: content[:-1].rindex(b"\n")]
             assert pstore_seen.digest(content) in texts, name
+
+
+DRGN = """
+import importlib.metadata, sys
+plugin = ("drgn_tools", "drgn_tools._plugin", "drgn.plugins")
+plugin = importlib.metadata.EntryPoint(*plugin)
+importlib.metadata.entry_points = lambda **by: [plugin]
+import drgn.cli
+sys.exit(drgn.cli._main())
+"""
+
+
+def test_one_line_of_drgn(dumped: Dumped) -> None:
+    """The names are there for drgn -e, with nothing said but the dump."""
+    guest = dumped.guest
+    dump = guest.dump if dumped.boot == 1 else guest.vmcore
+    arguments = ["-c", dump, "-s", guest.kernel.vmlinux, "-q"]
+    argv = [sys.executable, "-c", DRGN, *arguments, "-e", "pstore_ftrace()"]
+    done = subprocess.run(list(map(str, argv)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == dumped.seen["newest"]
+
+
+def test_command_prints_what_is_in_the_dump(dumped: Dumped) -> None:
+    """Without debugging symbols, but for kernels before 6.0."""
+    guest = dumped.guest
+    done = command(guest.dump if dumped.boot == 1 else guest.vmcore)
+    if guest.spec.kernel == "5.10":
+        assert (done.returncode, done.stdout) == (1, "")
+        assert re.fullmatch(r"drgn-tools: .*debugging symbols.*\n", done.stderr)
+        return
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("CPU:")]
+    assert unnamed(lines) == unnamed(dumped.seen["newest"])
 
 
 def test_console_and_pmsg_of_now_are_in_the_region(dumped: Dumped) -> None:

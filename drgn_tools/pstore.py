@@ -170,9 +170,10 @@ def _printing(prog: Program, file: _File | None, work: Callable[[_File], None]) 
         work(sys.stdout)
         sys.stdout.flush()
     except DumpError as error:
-        if _interactive(prog):
-            raise
-        raise _Exit(str(error)) from None
+        if not _interactive(prog):
+            raise _Exit(str(error)) from None
+        # Nor is a session the place for a traceback, and it goes on.
+        _note(str(error))
     except BrokenPipeError:
         # Whoever read our output has enough of it. What could not be printed,
         # Python would try to print again at its end.

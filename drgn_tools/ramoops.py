@@ -708,15 +708,16 @@ def _ruined(
         signed = _signed(hit.header, "unknown", None)
         return hit if errors >= 0 and signed else None
 
-    def ends(start: int, end: int) -> bool:
-        """Whether a zone ends there, to all appearances."""
+    def ending(start: int, ends: list[int]) -> list[int]:
+        """Where a zone may end, by its header's parity."""
         header = bytes(region[start : start + HEADER_SIZE])
-        block = header + bytes(region[end - ecc.size : end])
-        return bool(sound(np.frombuffer(block, np.uint8)[None, :], ecc)[0])
+        rows = b"".join(header + bytes(region[end - ecc.size : end]) for end in ends)
+        blocks = np.frombuffer(rows, np.uint8).reshape(len(ends), -1)
+        return [end for end, good in zip(ends, sound(blocks, ecc).tolist()) if good]
 
     found = list(run)
     spacing = _spacing(run)
-    if not spacing:
+    if spacing < HEADER_SIZE + 2 * ecc.size:
         return found
     # Dumps in front of the first, as many as there are.
     while hit := corrected(found[0].offset - spacing, found[0].offset):
@@ -729,10 +730,9 @@ def _ruined(
         # are empty have the same parity.
         powers = [1 << n for n in range(28, 4, -1)]
         starts = [here + spacing, *(there - size for size in powers)]
-        for start in starts:
-            if not here + HEADER_SIZE + ecc.size < start < there:
-                continue
-            hit = corrected(start, there) if ends(here, start) else None
+        least = here + HEADER_SIZE + ecc.size
+        for start in ending(here, [at for at in starts if least < at < there]):
+            hit = corrected(start, there)
             if hit is not None:
                 found.insert(at + 1, hit)
                 break

@@ -526,7 +526,8 @@ def _read_old(
     if not budget.allows(size):
         return None, f"its old_log_size, {size:#x}, cannot be"
     data, why = _read_at_most(prog, address, size)
-    if not data:
+    # Excluded pages of an ELF dump read as zeros.
+    if not any(data):
         return None, "old_log is not in this dump"
     if why:
         return data, f"the last {size - len(data)} bytes of old_log are not there"
@@ -724,7 +725,9 @@ def _fs_record(
             why = f"its size, {size}, cannot be"
         elif size:
             text, fault = _read_at_most(prog, start, size)
-            if fault:
+            if not any(text):
+                text, why = b"", "it is not in this dump"
+            elif fault:
                 why = f"{size - len(text)} of its {size} bytes are not in this dump"
     except FaultError:
         why = "it is not in this dump"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -57,8 +58,18 @@ class Found(NamedTuple):
         return f" [{self.module}]" if self.module else ""
 
 
-def _underscores(name: str) -> int:
-    return len(name) - len(name.lstrip("_"))
+# What linker scripts provide.
+_PROVIDED = re.compile("__((start|stop|end)_.*|.*_(start|end))")
+
+
+def _rank(symbol: Symbol, name: str) -> tuple[bool, bool, int, str]:
+    # Of symbols at one address, scripts/kallsyms.c puts the least of these first.
+    return (
+        symbol.binding == SymbolBinding.WEAK,
+        bool(_PROVIDED.fullmatch(name)),
+        len(name) - len(name.lstrip("_")),
+        name,
+    )
 
 
 class _Table:
@@ -67,19 +78,18 @@ class _Table:
     def __init__(
         self, symbols: Iterable[Symbol], begin: int, end: int, *, sorted_: bool
     ) -> None:
-        names: dict[int, tuple[tuple[bool, int, str], str]] = {}
+        names: dict[int, tuple[tuple[bool, bool, int, str], str]] = {}
         for symbol in symbols:
             address, name = symbol.address, symbol.name
             if not begin <= address < end or not name or name[0] in ".$":
                 continue
             if sorted_:
                 # The kernel takes the first of several at one address.
-                names.setdefault(address, ((False, 0, ""), name))
+                names.setdefault(address, ((False, False, 0, ""), name))
                 continue
             if symbol.kind in (SymbolKind.FILE, SymbolKind.SECTION):
                 continue
-            # And scripts/kallsyms.c puts this one first.
-            key = (symbol.binding == SymbolBinding.WEAK, _underscores(name), name)
+            key = _rank(symbol, name)
             if address not in names or key < names[address][0]:
                 names[address] = key, name
         self.addresses = sorted(names)

@@ -170,9 +170,10 @@ def _printing(prog: Program, file: _File | None, work: Callable[[_File], None]) 
         work(sys.stdout)
         sys.stdout.flush()
     except DumpError as error:
-        if _interactive(prog):
-            raise
-        raise _Exit(str(error)) from None
+        if not _interactive(prog):
+            raise _Exit(str(error)) from None
+        # Nor is a session the place for a traceback, and it goes on.
+        _note(str(error))
     except BrokenPipeError:
         # Whoever read our output has enough of it. What could not be printed,
         # Python would try to print again at its end.
@@ -428,7 +429,9 @@ class _Trace(NamedTuple):
     # The newest boot is this kernel's.
     offset: int
     lost: dict[int, int]
+    # By boot, as far as they are listed.
     gaps: tuple[pstore_records.Lost, ...]
+    lost_total: int
     notes: list[str]
 
 
@@ -594,7 +597,18 @@ def _trace(prog: Program) -> _Trace:
     offset = pstore_memory.kaslr_offset(prog)
     boots = sorted({int(b) for b in _unique(records["boot"])}, reverse=True)
     shifts = _shifts(prog, records, fmt, boots, this, offset)
-    return _Trace(records, fmt, labels, shifts, this, offset, lost, merged.lost, notes)
+    return _Trace(
+        records,
+        fmt,
+        labels,
+        shifts,
+        this,
+        offset,
+        lost,
+        merged.lost,
+        merged.lost_total,
+        notes,
+    )
 
 
 def _unique(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -851,9 +865,11 @@ def _trace_notes(trace: _Trace, boot: Boot, count: int) -> Iterator[str]:
         yield "nothing is of this kernel: boot 0 is one before it"
     for number in chosen:
         if trace.lost.get(number):
+            # Only so many gaps are listed.
+            least = sum(trace.lost.values()) < trace.lost_total
             yield (
-                f"boot {number}: {trace.lost[number]} records are lost, in between or "
-                "overwritten"
+                f"boot {number}: {'at least ' if least else ''}{trace.lost[number]} "
+                "records are lost, in between or overwritten"
             )
         if trace.shifts[number] is None:
             yield (
@@ -1322,7 +1338,7 @@ def _print_json(
             }
             for number, shift in trace.shifts.items()
         ],
-        "lost_total": sum(trace.lost.values()),
+        "lost_total": trace.lost_total,
         "lost": [gap._asdict() for gap in trace.gaps],
     }
     out.write(', "ftrace": ' + json.dumps(ftrace)[:-1] + ', "records": [')

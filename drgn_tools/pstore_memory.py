@@ -29,8 +29,8 @@ from drgn import (
 from drgn_tools.errors import DumpError
 from drgn_tools.kernel_symbols import kernel_symbols
 
-# What a zone may have at most, in bytes, and a region in zones: more than anybody
-# sets aside, little enough to read.
+# What zones may have at most, in bytes, all of them, and how many there may be: more
+# than anybody sets aside, little enough to read.
 _MAX_SIZE = 1 << 30
 _MAX_ZONES = 1 << 16
 # pstorefs records that are followed.
@@ -362,6 +362,12 @@ def _read_dev_mem(address: int, size: int) -> bytes:
         os.close(fd)
 
 
+def _is_here(prog: Program) -> bool:
+    # Whether it is the kernel that runs us.
+    here = ProgramFlags.IS_LIVE | ProgramFlags.IS_LOCAL
+    return bool(prog.flags & here == here)
+
+
 _RESERVED = "live region is reserved memory and not in this dump"
 
 
@@ -375,7 +381,7 @@ def _read_region(
     data, why = b"", _RESERVED
     if paddr is not None:
         data, _ = _read_at_most(prog, paddr, size, physical=True)
-        if not any(data[:12]) and live and prog.flags & ProgramFlags.IS_LOCAL:
+        if not any(data[:12]) and _is_here(prog):
             try:
                 data = _read_dev_mem(paddr, size)
             except OSError as error:
@@ -392,7 +398,8 @@ def _read_region(
         return None, why
     if not any(data[:12]):
         # ramoops writes a signature into every zone: these are no zeros of its.
-        return None, "live region reads as zeros: its pages are not in this dump"
+        where = "cannot be read" if live else "are not in this dump"
+        return None, f"live region reads as zeros: its pages {where}"
     if len(data) < size:
         missing = size - len(data)
         return data, f"the last {missing} bytes of the live region are not there"
@@ -457,7 +464,21 @@ def _ecc(prz: Object) -> tuple[int, int, int, int] | None:
     return size, block or 128, poly or 0x11D, bits or 8
 
 
-def _ramoops_zone(prog: Program, kind: str, index: int, address: int) -> Zone:
+class _Budget:
+    # Bytes that may be read yet: the same memory may be given as many zones.
+    def __init__(self) -> None:
+        self.left = _MAX_SIZE
+
+    def allows(self, size: int) -> bool:
+        if not 0 <= size <= self.left:
+            return False
+        self.left -= size
+        return True
+
+
+def _ramoops_zone(
+    prog: Program, kind: str, index: int, address: int, budget: _Budget
+) -> Zone:
     try:
         type_ = _type(prog, "struct persistent_ram_zone")
         prz = Object(prog, type_, address=address).read_()
@@ -469,13 +490,13 @@ def _ramoops_zone(prog: Program, kind: str, index: int, address: int) -> Zone:
     paddr = _number(prz, "paddr") if prz.type_.has_member("paddr") else None
     buffer = _number(prz, "buffer") or _number(prz, "vaddr")
     live: bytes | None = None
-    if 12 < size <= _MAX_SIZE:
+    if size > 12 and budget.allows(size):
         live, why = _read_region(prog, paddr, buffer, size)
     else:
         why = f"its size, {size:#x}, cannot be"
         size = 0
     old, old_why = _read_old(
-        prog, _number(prz, "old_log"), _number(prz, "old_log_size")
+        prog, _number(prz, "old_log"), _number(prz, "old_log_size"), budget
     )
     # Since Linux kernel 5.0.
     label = _string(prog, _number(prz, "label")) or f"ramoops:{kind}({index})"
@@ -497,20 +518,25 @@ def _ramoops_zone(prog: Program, kind: str, index: int, address: int) -> Zone:
     )
 
 
-def _read_old(prog: Program, address: int, size: int) -> tuple[bytes | None, str]:
+def _read_old(
+    prog: Program, address: int, size: int, budget: _Budget
+) -> tuple[bytes | None, str]:
     if not address or not size:
         return None, ""
-    if size > _MAX_SIZE:
+    if not budget.allows(size):
         return None, f"its old_log_size, {size:#x}, cannot be"
     data, why = _read_at_most(prog, address, size)
-    if not data:
+    # Excluded pages of an ELF dump read as zeros.
+    if not any(data):
         return None, "old_log is not in this dump"
     if why:
         return data, f"the last {size - len(data)} bytes of old_log are not there"
     return data, ""
 
 
-def _psz_zone(prog: Program, kind: str, index: int, address: int) -> Zone:
+def _psz_zone(
+    prog: Program, kind: str, index: int, address: int, budget: _Budget
+) -> Zone:
     try:
         zone = Object(prog, _type(prog, "struct pstore_zone"), address=address).read_()
     except FaultError:
@@ -521,7 +547,7 @@ def _psz_zone(prog: Program, kind: str, index: int, address: int) -> Zone:
     live: bytes | None = None
     why = old_why = ""
     old: bytes | None = None
-    if 0 < room <= _MAX_SIZE:
+    if room > 0 and budget.allows(room + 12):
         live, why = _read_at_most(prog, buffer, room + 12)
         if not any(live[:12]):
             live, why = None, "its buffer is not in this dump"
@@ -531,7 +557,7 @@ def _psz_zone(prog: Program, kind: str, index: int, address: int) -> Zone:
             head, _ = _read_at_most(prog, oldbuf, 12)
             used = int.from_bytes(head[4:8], byteorder(prog))
             if len(head) == 12 and used <= room:
-                old, old_why = _read_old(prog, oldbuf, used + 12)
+                old, old_why = _read_old(prog, oldbuf, used + 12, budget)
             else:
                 old_why = "its oldbuf cannot be read"
     else:
@@ -647,7 +673,7 @@ def _psz(prog: Program, info: _Info | None) -> Object | None:
     return context if used else None
 
 
-def _fs_records(prog: Program, notes: list[str]) -> Iterator[FsRecord]:
+def _fs_records(prog: Program, notes: list[str], budget: _Budget) -> Iterator[FsRecord]:
     head = None
     # Renamed by "pstore: Rename "allpstore" to "records_list"" (in v5.8).
     for name in ("records_list", "allpstore"):
@@ -672,13 +698,15 @@ def _fs_records(prog: Program, notes: list[str]) -> Iterator[FsRecord]:
                 return
             seen.add(address)
             private = Object(prog, private_type, address=address - offset).read_()
-            yield _fs_record(prog, private, address - offset)
+            yield _fs_record(prog, private, address - offset, budget)
             address = int(private.list.next.value_())
     except FaultError as error:
         notes.append(f"pstorefs' list of records cannot be followed: {error}")
 
 
-def _fs_record(prog: Program, private: Object, address: int) -> FsRecord:
+def _fs_record(
+    prog: Program, private: Object, address: int, budget: _Budget
+) -> FsRecord:
     record = private
     text, why = b"", ""
     seconds = microseconds = 0
@@ -693,11 +721,13 @@ def _fs_record(prog: Program, private: Object, address: int) -> FsRecord:
             data = private.type_.member("data").bit_offset
             start = address + (data or 0) // 8
         size = _number(record, "size")
-        if not 0 <= size <= _MAX_SIZE:
+        if not budget.allows(size):
             why = f"its size, {size}, cannot be"
         elif size:
             text, fault = _read_at_most(prog, start, size)
-            if fault:
+            if not any(text):
+                text, why = b"", "it is not in this dump"
+            elif fault:
                 why = f"{size - len(text)} of its {size} bytes are not in this dump"
     except FaultError:
         why = "it is not in this dump"
@@ -766,12 +796,13 @@ def read_pstore(prog: Program) -> Pstore:
     notes: list[str] = []
     info = _psinfo(prog, notes)
     zones: list[Zone] = []
+    budget = _Budget()
     try:
         context = _ramoops(prog, info)
         if context is not None:
             loaded = context.read_()
             for kind, index, address in _zone_pointers(loaded, _RAMOOPS_ZONES, notes):
-                zones.append(_ramoops_zone(prog, kind, index, address))
+                zones.append(_ramoops_zone(prog, kind, index, address, budget))
     except PstoreError as error:
         notes.append(str(error))
     except FaultError:
@@ -780,10 +811,10 @@ def read_pstore(prog: Program) -> Pstore:
         psz = _psz(prog, info)
         if psz is not None:
             for kind, index, address in _zone_pointers(psz, _PSZ_ZONES, notes):
-                zones.append(_psz_zone(prog, kind, index, address))
+                zones.append(_psz_zone(prog, kind, index, address, budget))
     except PstoreError as error:
         notes.append(str(error))
-    records = list(_fs_records(prog, notes))
+    records = list(_fs_records(prog, notes, budget))
     buffers = list(_buffers(prog, info)) if info is not None else []
     if not zones and not records and not buffers:
         raise PstoreError(_why_none(prog, info, notes))

@@ -229,8 +229,12 @@ class FakeKernel:
         platform: Platform = LP64,
         without: Sequence[str] = (),
         debug_info: bool = True,
+        live: bool = False,
     ) -> None:
-        """:param without: names of types that there are no debugging symbols of."""
+        """
+        :param without: names of types that there are no debugging symbols of.
+        :param live: a running kernel.
+        """
         self.types = ERAS[era]
         self.wide = bool(platform.flags & PlatformFlags.IS_64_BIT)
         self.base = KERNEL if self.wide else 0xC0000000
@@ -241,6 +245,12 @@ class FakeKernel:
         self.functions: dict[str, int] = {}
         self.prog = Program(platform)
         self.without = without
+        if live:
+            self.prog.set_linux_kernel_custom(
+                "OSRELEASE=6.12.0\nPAGESIZE=4096\nKERNELOFFSET=0\nNUMBER(phys_base)=0\n"
+                "SYMBOL(swapper_pg_dir)=ffffffff82a10000\n",
+                True,
+            )
         self.prog.add_memory_segment(self.base, len(self.memory), self._read)
         self.prog.register_type_finder("fake", self._find_type, enable_index=0)
         self.prog.register_object_finder("fake", self._find_object, enable_index=0)

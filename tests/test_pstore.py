@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -264,6 +265,53 @@ def test_zeros_are_not_memory() -> None:
     assert zone.live is None and "reads as zeros" in zone.live_error
     with pytest.raises(DumpError, match="no console output"):
         printed(pstore.pstore_console, kernel)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_live_memory_is_never_read_where_it_is_mapped(zeros: bool) -> None:
+    def read(address: int, count: int, offset: int, physical: bool) -> bytes:
+        raise AssertionError("/proc/kcore has zeros there, at best")
+
+    kernel = FakeKernel(live=True)
+    image = written(4096, b"text").image()
+    context = kernel.ramoops([("console", image)], present=False)
+    kernel.prog.add_memory_segment(MAPPED, 1 << 16, read)
+    if zeros:
+        kernel.physical(REGION, bytes(4096))
+    (zone,) = pstore.for_each_pstore_zone(kernel.prog)
+    assert zone.live is None and "live region" in zone.live_error
+    kernel.physical(REGION, image)
+    # Of a running kernel, nothing is remembered.
+    (zone,) = pstore.for_each_pstore_zone(kernel.prog)
+    assert zone.live == b"text" and context
+
+
+def test_dev_mem_if_kcore_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = written(4096, b"text").image()
+
+    def denied(address: int, size: int) -> bytes:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    for read, live, why in (
+        (lambda address, size: image[:size], b"text", ""),
+        (denied, None, "/dev/mem says: Operation not permitted"),
+    ):
+        monkeypatch.setattr(pstore_memory, "_read_dev_mem", read)
+        monkeypatch.setattr(pstore_memory, "_is_here", lambda prog: True)
+        kernel = FakeKernel(live=True)
+        kernel.ramoops([("console", image)], present=False)
+        (zone,) = pstore.for_each_pstore_zone(kernel.prog)
+        assert zone.live == live and why in zone.live_error
+
+
+def test_sessions_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    pstore.pstore_zones(FakeKernel().prog)
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("pstore: this kernel has no pstore: ")
+    assert err.count("\n") == 1
 
 
 def test_half_of_a_zone() -> None:
@@ -706,6 +754,14 @@ def test_wild_sizes(size: int) -> None:
     )
     (zone,) = pstore.for_each_pstore_zone(kernel.prog)
     assert zone.live is None and "cannot be" in zone.live_error
+
+
+def test_the_same_memory_as_many_zones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pstore_memory, "_MAX_SIZE", 10000)
+    kernel = FakeKernel()
+    kernel.ramoops([("dmesg", written(4096, oops(b"x\n")).image())] * 3)
+    states = [zone.state for zone in pstore.for_each_pstore_zone(kernel.prog)]
+    assert states == ["valid", "valid", "missing"]
 
 
 @pytest.mark.parametrize("target", [1, 2, None])

@@ -542,9 +542,9 @@ def _next(
     raise vm.error(f"the region is not where it was in {_TRIES} boots")
 
 
-def stop_tracing(vm: qemu.VM) -> None:
-    """Let ftrace zones stay as they are."""
-    vm.run("echo 0 > /sys/kernel/debug/pstore/record_ftrace")
+def quiet(vm: qemu.VM) -> None:
+    """Let the zones stay as they are: no function trace, nothing to the console."""
+    vm.run("dmesg -n 1; echo 0 > /sys/kernel/debug/pstore/record_ftrace")
 
 
 def take(ram: Path, address: int, size: int) -> bytes:

@@ -640,7 +640,7 @@ def test_live_is_what_is_in_memory(spec: Spec, tmp_path: Path) -> None:
         vm.ready()
         assert pstore_guests.start(vm, spec) == address
         pstore_guests.write(vm, spec, 1)
-        pstore_guests.stop_tracing(vm)
+        pstore_guests.quiet(vm)
         live_drgn.mount(vm)
         done = live_drgn.run(vm, Path(pstore_seen.__file__).read_text())
         region = pstore_guests.take(ram, address, spec.mem_size)

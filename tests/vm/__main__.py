@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from . import bench, cache, dumps, guest, kernels, peers, pstore_guests, qemu
+from . import bench, cache, dumps, guest, kernels, live_drgn, peers, pstore_guests, qemu
 from .bench import BenchError
 
 
@@ -105,6 +105,7 @@ def _dumps(args: argparse.Namespace) -> int:
 def _pstore(args: argparse.Namespace) -> int:
     for left in pstore_guests.matrix(jobs=args.jobs):
         print(left.folder)
+    print(live_drgn.image(kernels.get(live_drgn.KERNEL)))
     return 0
 
 

@@ -20,11 +20,14 @@ from typing import Any
 
 import drgn_tools
 
-from . import bench, cache, capture_python, qemu
+from . import bench, cache, capture_python, dumps, qemu
 from .bench import BenchError, Say
 from .kernels import Kernel
 
+KERNEL = "6.12-bench"
+"""The kernel that tests use."""
 MEMORY_MIB = 1024
+"""What the guest needs."""
 VMLINUX = "/vmlinux"
 _HERE = "/drgn-tools"
 """Where drgn_tools is."""
@@ -67,7 +70,11 @@ def image(kernel: Kernel, say: Say = bench.say) -> Path:
         return {"kernel": kernel.name}
 
     name = f"live/{kernel.name}-{digest[:12]}"
-    return cache.make(name, build, room=2 * _MIB << 20) / "disk"
+    folder = cache.find(name)
+    if folder is None:
+        folder = cache.make(name, build, room=2 * _MIB << 20)
+        dumps.drop_old(folder)
+    return folder / "disk"
 
 
 def _fill(root: Path, kernel: Kernel) -> None:

@@ -614,7 +614,7 @@ def test_console_and_pmsg_of_now_are_in_the_region(dumped: Dumped) -> None:
 LIVE = [
     spec._replace(kaslr=False, vmcore=False)
     for spec in MATRIX
-    if spec.kernel == "6.12-bench" and spec.vmcore
+    if spec.kernel == live_drgn.KERNEL and spec.vmcore
 ]
 
 

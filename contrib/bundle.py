@@ -106,7 +106,7 @@ def files() -> dict[str, bytes]:
     made["python3"] = _stripped(interpreter)
     own = {path.resolve() for _, path in found.modules.values()} | {interpreter}
     libraries = {
-        _soname(path): _stripped(path)
+        soname(path): _stripped(path)
         for path in found.mapped - own
         if path.name not in stubs
     }
@@ -249,7 +249,7 @@ def _stubs(found: _Found) -> dict[str, bytes]:
             wanted |= _symbols(path, defined=False)
     stubs = {}
     for path in found.mapped:
-        soname = _soname(path)
+        soname = soname(path)
         if _BLAS.match(soname):
             functions = sorted(_symbols(path, defined=True) & wanted)
             stubs[soname] = no_blas.library(soname, functions)
@@ -295,7 +295,7 @@ def _stripped(path: Path) -> bytes:
         return (stripped if loads else path).read_bytes()
 
 
-def _soname(path: Path) -> str:
+def soname(path: Path) -> str:
     """Return the name by which others ask for a library."""
     with path.open("rb") as file:
         for section in ELFFile(file).iter_sections():

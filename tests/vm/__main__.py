@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from . import bench, cache, dumps, guest, kernels, peers, qemu
+from . import bench, cache, dumps, guest, kernels, live_drgn, peers, pstore_guests, qemu
 from .bench import BenchError
 
 
@@ -29,6 +29,9 @@ def _list(args: argparse.Namespace) -> int:
     for spec in (*dumps.MATRIX, dumps.LARGE):
         have = dumps.cached(spec)
         line("dump", spec.name, have, str(have or ""))
+    for region in pstore_guests.MATRIX:
+        have = pstore_guests.cached(region)
+        line("pstore", region.name, have, str(have or ""))
     root = cache.root()
     print(f"in all  {root!s:34} {cache.size(root) / 1e6:6.0f} MB")
     return 0
@@ -99,6 +102,13 @@ def _dumps(args: argparse.Namespace) -> int:
     return 0
 
 
+def _pstore(args: argparse.Namespace) -> int:
+    for left in pstore_guests.matrix(jobs=args.jobs):
+        print(left.folder)
+    print(live_drgn.image(kernels.get(live_drgn.KERNEL)))
+    return 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     # Its drgn is not needed for anything else here.
     from . import demo
@@ -150,6 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     dump.add_argument("-o", "--output", type=Path, metavar="FILE", help="a copy")
     every = add("dumps", _dumps, "every dump that tests use")
     every.add_argument("--jobs", type=int, default=2, help="boots at once")
+    regions = add("pstore", _pstore, "ramoops regions, and what kernels made of them")
+    regions.add_argument("--jobs", type=int, default=2, help="boots at once")
     add("demo", _demo, "crash a kernel, extract its dump, and open it with drgn")
     return parser
 

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -250,7 +250,7 @@ def both(spec: Spec, say: Say = bench.say) -> list[Dump]:
     folder = cache.find(_key(spec, kernel))
     if folder is None:
         folder = cache.make(_key(spec, kernel), build, room=_room(spec))
-        _drop_old(folder)
+        drop_old(folder)
     return _dumps(spec, kernel, folder)
 
 
@@ -266,10 +266,11 @@ def _room(spec: Spec) -> int:
     return (2 * spec.memory_mib + 256) << 20
 
 
-def _drop_old(folder: Path) -> None:
+def drop_old(folder: Path) -> None:
     """Remove dumps of the same name that were made in another way."""
     prefix = folder.name.rpartition("-")[0]
-    for other in folder.parent.glob(f"{prefix}-*"):
+    # Not of one whose name only begins like this.
+    for other in folder.parent.glob(f"{prefix}-{'[0-9a-f]' * 12}"):
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
 
@@ -306,11 +307,16 @@ def make(spec: Spec, dest: Path, say: Say = bench.say) -> list[Dump]:
     cache.need_room(dest, _room(spec), f"dumps of {spec.memory_mib} MiB")
     _round(spec, kernel, dest, say)
     with bench.step(f"{_title(spec)}: punch holes", say):
-        for name in KINDS.values():
-            # Some file systems have no holes.
-            with contextlib.suppress(BenchError):
-                bench.run(["fallocate", "--dig-holes", dest / name])
+        dig_holes(dest / name for name in KINDS.values())
     return _dumps(spec, kernel, dest)
+
+
+def dig_holes(paths: Iterable[Path]) -> None:
+    """Give back what zeroes take on the disk."""
+    for path in paths:
+        # Some file systems have no holes.
+        with contextlib.suppress(BenchError):
+            bench.run(["fallocate", "--dig-holes", path])
 
 
 def _title(spec: Spec) -> str:

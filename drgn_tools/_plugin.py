@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The plugin of drgn: puts the helpers where ``drgn -e``, interactive sessions and
+drgn-crash find them, and adds the commands.
+
+Every drgn of everybody who has this package installed imports this, so it is to be
+cheap: neither numpy nor a decoder before somebody calls a helper.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Callable
+
+from drgn import Program, ProgramFlags
+
+if TYPE_CHECKING:
+    import argparse
+
+# The modules whose ``__all__`` becomes names of drgn.helpers.linux.
+_HELPERS = ("drgn_tools.pstore",)
+
+
+def _is_linux_kernel(prog: Program) -> bool:
+    return bool(prog.flags & ProgramFlags.IS_LINUX_KERNEL)
+
+
+def drgn_prog_set(prog: Program) -> None:
+    """
+    Make the helpers' names available for a kernel.
+
+    drgn calls this when a program has got its target. What drgn itself has under
+    one of the names stays.
+    """
+    if not _is_linux_kernel(prog):
+        return
+    import importlib
+
+    import drgn.helpers.linux as helpers
+
+    for name in _HELPERS:
+        module = importlib.import_module(name)
+        for helper in module.__all__:
+            if not hasattr(helpers, helper):
+                setattr(helpers, helper, getattr(module, helper))
+                # The list from which drgn.cli makes a session's names.
+                helpers.__all__.append(helper)
+
+
+def _boot(text: str) -> str | int:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _register_commands() -> None:
+    try:
+        from drgn.commands import argument, command
+    except ImportError:
+        # Since drgn 0.0.33.
+        return
+
+    boot = argument(
+        "--boot",
+        type=_boot,
+        default="newest",
+        help="newest (the default), previous, all, or 0 for that of this kernel, "
+        "-1 for the one before and so on",
+    )
+    # Helper, what it does, its arguments.
+    table: tuple[tuple[str, str, tuple[argument, ...]], ...] = (
+        ("pstore_zones", "print the zones of persistent memory", ()),
+        (
+            "pstore_ftrace",
+            "print the function trace in persistent memory",
+            (
+                boot,
+                argument("--cpu", type=int, help="of this CPU only"),
+                argument("--last", type=int, help="only so many records"),
+            ),
+        ),
+        ("pstore_dmesg", "print the kernel logs in persistent memory", ()),
+        ("pstore_console", "print the console output in persistent memory", (boot,)),
+        ("pstore_pmsg", "print the user space log in persistent memory", (boot,)),
+    )
+
+    def register(
+        helper: str, description: str, arguments: tuple[argument, ...]
+    ) -> None:
+        def run(
+            prog: Program, name: str, args: argparse.Namespace, **kwargs: Any
+        ) -> None:
+            import sys
+
+            import drgn_tools.pstore
+
+            function: Callable[..., None] = getattr(drgn_tools.pstore, helper)
+            # With a file given, errors and closed pipes are for the caller.
+            function(prog, **vars(args), file=sys.stdout)
+
+        command(
+            name=helper,
+            description=description,
+            arguments=arguments,
+            enabled=_is_linux_kernel,
+        )(run)
+
+    for row in table:
+        register(*row)
+
+
+_register_commands()

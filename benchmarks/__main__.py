@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 # The order of docs/benchmarks.md.
-NAMES = ("extract", "profile", "growth", "memory", "mapping", "codecs")
+NAMES = ("extract", "profile", "growth", "memory", "mapping", "codecs", "pstore")
 
 
 def main() -> None:

@@ -63,9 +63,11 @@ def pstore(
         raise click.UsageError(f"--boot: a number or all, not {boot!r}") from None
     if raw is None:
         # With drgn, which takes its time to import.
-        importlib.import_module("drgn_tools.pstore").print_dump(
-            dump, boot=number, as_json=as_json
-        )
+        try:
+            program = importlib.import_module("drgn_tools.pstore")
+        except ImportError as error:
+            raise DumpError(f"reading a dump needs drgn: {error}") from None
+        program.print_dump(dump, boot=number, as_json=as_json)
         return
     _print_raw(raw, layout, symbols, number, as_json)
 

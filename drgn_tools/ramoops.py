@@ -712,7 +712,9 @@ def _ruined(
         """Where a zone may end, by its header's parity."""
         header = bytes(region[start : start + HEADER_SIZE])
         rows = b"".join(header + bytes(region[end - ecc.size : end]) for end in ends)
-        blocks = np.frombuffer(rows, np.uint8).reshape(len(ends), -1)
+        blocks = np.frombuffer(rows, np.uint8).reshape(
+            len(ends), HEADER_SIZE + ecc.size
+        )
         return [end for end, good in zip(ends, sound(blocks, ecc).tolist()) if good]
 
     found = list(run)
@@ -731,7 +733,7 @@ def _ruined(
         powers = [1 << n for n in range(28, 4, -1)]
         starts = [here + spacing, *(there - size for size in powers)]
         least = here + HEADER_SIZE + ecc.size
-        for start in ending(here, [at for at in starts if least < at < there]):
+        for start in ending(here, [end for end in starts if least < end < there]):
             hit = corrected(start, there)
             if hit is not None:
                 found.insert(at + 1, hit)

@@ -237,6 +237,22 @@ def test_a_reader_that_has_enough(tmp_path: Path) -> None:
         assert process.stderr.read() == b""
 
 
+def test_a_dump_needs_drgn() -> None:
+    program = (
+        "import sys; sys.modules['drgn'] = None; sys.argv[0] = 'drgn-tools'\n"
+        "from drgn_tools.__main__ import main; main()"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, "pstore", "dump"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith("drgn-tools: reading a dump needs drgn: ")
+    assert run.stderr.count("\n") == 1
+
+
 def test_no_drgn_is_imported(tmp_path: Path) -> None:
     path = write_region(tmp_path / "region")
     program = (

@@ -249,10 +249,10 @@ def _stubs(found: _Found) -> dict[str, bytes]:
             wanted |= _symbols(path, defined=False)
     stubs = {}
     for path in found.mapped:
-        soname = soname(path)
-        if _BLAS.match(soname):
+        name = soname(path)
+        if _BLAS.match(name):
             functions = sorted(_symbols(path, defined=True) & wanted)
-            stubs[soname] = no_blas.library(soname, functions)
+            stubs[name] = no_blas.library(name, functions)
     return stubs
 
 

@@ -827,8 +827,9 @@ def _kinds(
     return kinds
 
 
-# Sizes of parity that are looked for, the likely ones first.
-_ECC_SIZES = (16, *(size for size in range(65) if size not in (0, 1, 16)))
+# Sizes of parity that are looked for, the likely one first; odd ones correct nothing
+# more.
+_ECC_SIZES = (16, *(size for size in range(2, 65, 2) if size != 16))
 
 
 def _find_ecc(region: bytes, sizes: dict[int, int]) -> Ecc | None:
@@ -850,4 +851,6 @@ def _find_ecc(region: bytes, sizes: dict[int, int]) -> Ecc | None:
         # A few bytes may be right by chance.
         if right * size >= 4 and right > best[0]:
             best = right, ecc
+        if right * size >= 32:
+            break
     return best[1]

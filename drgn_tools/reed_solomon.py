@@ -80,15 +80,23 @@ def check(ecc: Ecc) -> None:
     _field(ecc.poly)
 
 
+@functools.lru_cache(maxsize=64)
+def _places(length: int, ecc: Ecc) -> npt.NDArray[np.uint16]:
+    """What each symbol of a block is multiplied with for each syndrome."""
+    powers = np.arange(ecc.size) * np.arange(length - 1, -1, -1)[:, None]
+    places: npt.NDArray[np.uint16] = _field(ecc.poly).power[powers % 255].astype("u2")
+    return places
+
+
 def _syndromes(blocks: Bytes, ecc: Ecc) -> Bytes:
-    """Each block as a polynomial, by Horner's rule, at powers of 2."""
-    field = _field(ecc.poly)
-    times = np.ascontiguousarray(field.product[:, field.power[: ecc.size]])
-    columns = np.arange(ecc.size)
+    """Each block as a polynomial, at powers of 2."""
+    products = _field(ecc.poly).product.ravel()
+    places = _places(blocks.shape[1], ecc)
     result = np.zeros((len(blocks), ecc.size), np.uint8)
-    for symbols in np.ascontiguousarray(blocks.T):
-        result = times[result, columns]
-        result ^= symbols[:, None]
+    for start in range(0, len(blocks), 128):
+        symbols = blocks[start : start + 128].astype(np.uint16) << 8
+        terms = products.take(symbols[:, :, None] | places)
+        np.bitwise_xor.reduce(terms, axis=1, out=result[start : start + 128])
     return result
 
 

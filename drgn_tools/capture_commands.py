@@ -155,6 +155,7 @@ def extract(
         if not summary.stopped:
             raise DumpError(why)
         print(printable(why), file=sys.stderr)
+    if summary.stopped:
         raise Stopped(summary.stopped)
     if unsound:
         raise DumpError(f"{output} was not written as it should be")

@@ -66,7 +66,7 @@ class Summary(NamedTuple):
     @property
     def incomplete(self) -> bool:
         """Pages are missing that should be there: the output says so."""
-        return bool(self.lost or self.unwritten or self.stopped)
+        return bool(self.lost or self.unwritten)
 
     @property
     def why_incomplete(self) -> str:

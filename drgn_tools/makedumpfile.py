@@ -443,6 +443,7 @@ def _create(given: _Given, talk: _Talk) -> None:
         if not summary.stopped:
             raise DumpError(why)
         talk.complain(why)
+    if summary.stopped:
         raise Stopped(summary.stopped)
     _report(summary, talk)
     if "--dry-run" in options:

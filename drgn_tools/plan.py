@@ -301,9 +301,13 @@ def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass], jobs: int = 1) -> 
     counts = tallies["units"][rows, columns].astype(np.int64)
     starts = cells[rows] * _CELL_PFNS + columns * UNIT_PFNS
     urgency = -(-_SHARES * tallies["kernel"][rows, columns] // counts)
+    numbers = starts // UNIT_PFNS
     for value, paddrs in ((_TABLE, _tables(vmcore)), (_IMAGE, _image(vmcore))):
         units = np.array(list(paddrs), np.int64) // vmcore.page_size // UNIT_PFNS
-        urgency[np.isin(starts // UNIT_PFNS, units)] = value
+        # They are in order. np.isin() would import numpy.ma, too.
+        at = np.searchsorted(numbers, units)
+        found_at = at[at < len(numbers)]
+        urgency[found_at[numbers[found_at] == units[at < len(numbers)]]] = value
     return Plan(
         max_mapnr,
         dumpable[: -(-max_mapnr // 8)],

@@ -116,7 +116,7 @@ def _fill(root: Path, kernel: Kernel) -> None:
     for loader in Path("/lib64").glob("ld-linux*"):
         copy(loader)
     for folder in ("proc", "sys", "dev", "tmp", _HERE.lstrip("/")):
-        (root / folder).mkdir()
+        (root / folder).mkdir(exist_ok=True)
     try:
         os.link(kernel.vmlinux, root / VMLINUX.lstrip("/"))
     except OSError:

@@ -159,12 +159,17 @@ def _fits(contents: Sequence[bytes], fmt: FtraceFormat) -> float:
             counter = raw["ts"].astype("u8") >> 8
             rises = counter[1:] > counter[:-1]
             # A counter of a billion is a week of tracing everything.
-            rest = (counter < 1 << 44).mean() * 0.5
-            rest += (rises.mean() if len(rises) else 1.0) * 0.5
+            rest = _share(counter < 1 << 44) * 0.5
+            rest += (_share(rises) if len(rises) else 1.0) * 0.5
         else:
-            rest = (raw["cpu"] < 1 << 13).mean() * 0.9
-        scores.append(float(kernel.mean()) * 0.5 + float(rest) * 0.5)
+            rest = _share(raw["cpu"] < 1 << 13) * 0.9
+        scores.append(_share(kernel) * 0.5 + rest * 0.5)
     return sum(scores) / len(scores) if scores else 0.0
+
+
+def _share(which: npt.NDArray[np.bool_]) -> float:
+    # As which.mean(), which takes ten times as long for a few.
+    return np.count_nonzero(which) / len(which)
 
 
 def _is_plain(content: bytes, fmt: FtraceFormat) -> bool:
@@ -356,7 +361,7 @@ def _likeness(run: npt.NDArray[np.uint64], boot: npt.NDArray[np.uint64]) -> floa
     same = boot[np.minimum(at, len(boot) - 1)] == run
     above = boot[np.minimum(at, len(boot) - 1)] == run + np.uint64(1)
     below = (at > 0) & (boot[np.maximum(at, 1) - 1] + np.uint64(1) == run)
-    return float((above & ~same).mean() + (below & ~same).mean() - 4 * same.mean())
+    return _share(above & ~same) + _share(below & ~same) - 4 * _share(same)
 
 
 def _same_boots(

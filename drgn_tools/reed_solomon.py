@@ -135,31 +135,32 @@ def _solve(blocks: Bytes, ecc: Ecc) -> tuple[Bytes, npt.NDArray[np.int64]]:
     most = ecc.size // 2
     locator = locator[:, : most + 1]
     # Where the locator is zero at a symbol's place, that symbol is wrong.
-    length = blocks.shape[1]
-    places = np.arange(length - 1, -1, -1)
-    zeros = np.zeros(blocks.shape, np.uint8)
-    slope = np.zeros(blocks.shape, np.uint8)
-    for degree in range(locator.shape[1]):
-        at = field.power[-places * degree % 255]
-        term = product[locator[:, degree, None], at[None, :]]
-        zeros ^= term
-        if degree & 1:
-            slope ^= term
-    wrong = zeros == 0
+    powers = _inverse_powers(blocks.shape[1], ecc)
+    terms = product[locator[:, :, None], powers]
+    wrong = np.bitwise_xor.reduce(terms, axis=1) == 0
     good = (count <= most) & (wrong.sum(axis=1) == count)
-    # By Forney: how wrong. The slope above is the derivative's value times 1/X.
-    value = np.zeros(blocks.shape, np.uint8)
+    # By Forney: how wrong. The slope is the locator's derivative times 1/X.
+    slope = np.bitwise_xor.reduce(terms[:, 1::2], axis=1)
+    omega = np.zeros((len(blocks), most), np.uint8)
     for degree in range(most):
-        omega = np.zeros(len(blocks), np.uint8)
-        for other in range(degree + 1):
-            omega ^= product[locator[:, other], syndromes[:, degree - other]]
-        at = field.power[-places * degree % 255]
-        value ^= product[omega[:, None], at[None, :]]
+        rest = syndromes[:, : most - degree]
+        omega[:, degree:] ^= product[locator[:, degree, None], rest]
+    terms = product[omega[:, :, None], powers[:most]]
+    value = np.bitwise_xor.reduce(terms, axis=1)
     change = np.where(wrong, product[value, field.inverse[slope]], 0)
     fixed = blocks ^ change.astype(np.uint8)
     good &= ~_syndromes(fixed, ecc).any(axis=1)
     errors = np.where(good, count, -1)
     return np.where(good[:, None], fixed, blocks), errors
+
+
+@functools.lru_cache(maxsize=64)
+def _inverse_powers(length: int, ecc: Ecc) -> Bytes:
+    """For each degree, what it has at each symbol's place."""
+    places = np.arange(length - 1, -1, -1)
+    degrees = np.arange(ecc.size // 2 + 1)[:, None]
+    powers: Bytes = _field(ecc.poly).power[-places * degrees % 255]
+    return powers
 
 
 def _berlekamp_massey(
@@ -174,11 +175,12 @@ def _berlekamp_massey(
     length = np.zeros(rows, np.int64)
     discrepancy = np.ones(rows, np.uint8)
     for step in range(size):
-        last = np.roll(last, 1, axis=1)
+        last[:, 1:] = last[:, :-1]
         last[:, 0] = 0
-        now = np.zeros(rows, np.uint8)
-        for degree in range(step + 1):
-            now ^= product[locator[:, degree], syndromes[:, step - degree]]
+        terms = product[locator[:, : step + 1], syndromes[:, step::-1]]
+        now = np.bitwise_xor.reduce(terms, axis=1)
+        if not now.any():
+            continue
         factor = product[now, field.inverse[discrepancy]]
         after = locator ^ product[factor[:, None], last]
         grows = (now != 0) & (2 * length <= step)

@@ -601,8 +601,12 @@ def _find(region: bytes, notes: list[str]) -> tuple[Layout, list[Place]]:
     """The zones, by their signatures, and what that says of the layout."""
     best: tuple[float, ByteOrder, list[_Hit]] = 0.0, "little", []
     orders: tuple[ByteOrder, ...] = ("little", "big")
+    starts = []
     for byteorder in orders:
-        for run in _clusters(list(_hits(region, byteorder))):
+        for run in _clusters(region, list(_hits(region, byteorder))):
+            # One alone may be chance.
+            if len(run) > 1:
+                starts.append(run[0].offset)
             # Headers that say how much there is are no chance.
             score = sum(1 + (hit.header.used > 0) for hit in run)
             if score > best[0]:
@@ -610,6 +614,17 @@ def _find(region: bytes, notes: list[str]) -> tuple[Layout, list[Place]]:
     _, byteorder, run = best
     if not run:
         raise DumpError("no zone of ramoops was found: no header with its signature")
+    others = sorted({start for start in starts if start != run[0].offset})
+    if others:
+        shown = ", ".join(f"{start:#x}" for start in others[:_MAX_OTHERS])
+        more = len(others) - _MAX_OTHERS
+        notes.append(
+            f"this is the region at {run[0].offset:#x}; others, or copies of it, seem "
+            f"to be at {shown}{f' and {more} more places' if more > 0 else ''}"
+        )
+    behind = [start for start in others if start > run[-1].offset]
+    if behind:
+        region = memoryview(region)[: behind[0]]  # type: ignore[assignment]
     sizes = _sizes(region, run)
     ecc = _find_ecc(region, sizes)
     if ecc is not None:
@@ -654,8 +669,45 @@ def _find(region: bytes, notes: list[str]) -> tuple[Layout, list[Place]]:
     return layout, where
 
 
-def _clusters(hits: Sequence[_Hit]) -> Iterator[list[_Hit]]:
-    """Headers that may be of one region."""
+# Other regions that are named.
+_MAX_OTHERS = 8
+
+
+def _clusters(region: bytes, hits: Sequence[_Hit]) -> Iterator[list[_Hit]]:
+    """
+    Headers that may be of one region: near one another, and behind function traces
+    nothing but pmsg.
+    """
+    for run in _near(hits):
+        part: list[_Hit] = []
+        traces: list[int] = []
+        for hit in run:
+            behind = bool(traces) and part[-1].version is None
+            plain = hit.version is None
+            if behind or (traces and plain and not _is_pmsg(region, traces, hit)):
+                yield part
+                part, traces = [], []
+            part.append(hit)
+            if not plain:
+                traces.append(hit.offset)
+        yield part
+
+
+def _is_pmsg(region: bytes, traces: Sequence[int], hit: _Hit) -> bool:
+    """Whether a zone may be the one behind function traces: it lies where they end."""
+    data = hit.offset + HEADER_SIZE
+    if bytes(region[data : data + 4]) == b"====":
+        return False
+    gap = hit.offset - traces[-1]
+    if len(traces) == 1:
+        return gap & (gap - 1) == 0
+    size = traces[1] - traces[0]
+    # One in between may be ruined.
+    return gap in (size, 2 * size) or 2 * gap == size
+
+
+def _near(hits: Sequence[_Hit]) -> Iterator[list[_Hit]]:
+    """Headers that are not too far from one another."""
     run: list[_Hit] = []
     for hit in hits:
         if run:
@@ -767,8 +819,8 @@ def _last_size(region: bytes, run: Sequence[_Hit], ecc: Ecc | None) -> int:
         # One that is full says it.
         if ecc is None and last.header.used == size - HEADER_SIZE:
             return size
-    if run[0].offset == 0 and sizes:
-        # The file is the region.
+    if run[0].offset == 0 and sizes and rest - sizes[-1] < 4096:
+        # The file is the region, all but what division left.
         return sizes[-1]
     likely = last.offset - run[-2].offset if len(run) > 1 else 4096
     return next((size for size in sizes if size >= likely), rest)

@@ -229,7 +229,8 @@ def decode_ftrace(
     if not count:
         return records
     if fmt.stamped:
-        starts, late = _restarts(records["counter"], _wraps(fmt))
+        blur = 0 if fmt.cpu_mask or cpu is None else _blur(cpu)
+        starts, late = _restarts(records["counter"] >> blur, _wraps(fmt) >> blur)
         records["torn"] = late
         boot = np.zeros(count, np.int32)
         boot[starts] = 1
@@ -248,6 +249,12 @@ def _wraps(fmt: FtraceFormat) -> int:
     """At what the counter starts again, 0 if it does not."""
     # encode_cpu()'s mask is an unsigned long, which takes off 32 of 64 bits.
     return 1 << 24 if fmt.word == 4 and not fmt.cpu_mask else 0
+
+
+def _blur(cpu: int) -> int:
+    """How many low bits of its counters a CPU beyond 255 has spoilt."""
+    # encode_cpu() ors all of its number into ts, which has 8 bits for it.
+    return max(0, cpu.bit_length() - 8)
 
 
 def _restarts(
@@ -301,7 +308,8 @@ def merge_ftrace(zones: Sequence[FtraceArray], fmt: FtraceFormat = LP64) -> Trac
         # Of sorted runs, this is a merge.
         order = np.argsort(place, kind="stable")
     records = np.take(records, order)
-    lost, total = _gaps(records, place[order])
+    blurred = 0 if fmt.cpu_mask else int(records["cpu"].max()) >> 8
+    lost, total = _gaps(records, place[order], blurred)
     return Trace(records, lost, total)
 
 
@@ -345,18 +353,25 @@ def _runs(
     return runs
 
 
-def _likeness(run: npt.NDArray[np.uint64], boot: npt.NDArray[np.uint64]) -> float:
+def _likeness(
+    run: npt.NDArray[np.uint64], boot: npt.NDArray[np.uint64], blurred: bool
+) -> float:
     """
     How much counters are of the same boot as others: both sorted.
 
     Where one run has a number, the other does not, if both are of one boot; and
     where it skips some, the other has them.
+
+    :param blurred: the run's numbers are not exact.
     """
     if not len(run) or not len(boot):
         return 0.0
     if len(run) > _SAMPLE:
         # The newest are the likeliest to have company.
         run = run[-_SAMPLE:]
+    if blurred:
+        # What there is to tell is whether they are among those of that boot.
+        return _share((run >= boot[0]) & (run <= boot[-1]))
     at = np.searchsorted(boot, run)
     same = boot[np.minimum(at, len(boot) - 1)] == run
     above = boot[np.minimum(at, len(boot) - 1)] == run + np.uint64(1)
@@ -368,14 +383,19 @@ def _same_boots(
     zones: Sequence[FtraceArray], keys: Sequence[npt.NDArray[np.uint64]]
 ) -> list[npt.NDArray[np.int32]]:
     """Boots of all zones on one scale: 0 for the newest, -1 before."""
-    # Zones with more boots say more.
-    order = sorted(range(len(zones)), key=lambda n: (int(zones[n]["boot"][0]), n))
+    blurred = [_blur(int(zone["cpu"][0])) > 0 for zone in zones]
+    # Zones with more boots say more, and those with inexact counters little.
+    order = sorted(
+        range(len(zones)), key=lambda n: (blurred[n], int(zones[n]["boot"][0]), n)
+    )
     boots: list[_Boot] = []
     chosen: dict[int, list[_Boot]] = {}
     for number in order:
         runs = _runs(zones[number], keys[number])
-        chosen[number] = _align(runs, boots)
+        chosen[number] = _align(runs, boots, blurred[number])
         for run, boot in zip(runs, chosen[number]):
+            if blurred[number] and len(boot.counters):
+                continue
             boot.counters = np.sort(np.concatenate([boot.counters, run]), kind="stable")
     for place, boot in enumerate(boots):
         boot.number = -place
@@ -400,7 +420,9 @@ _NEW_BOOT = -0.5
 _OLDER = -0.001
 
 
-def _align(runs: Sequence[npt.NDArray[np.uint64]], boots: list[_Boot]) -> list[_Boot]:
+def _align(
+    runs: Sequence[npt.NDArray[np.uint64]], boots: list[_Boot], blurred: bool
+) -> list[_Boot]:
     """
     For a zone's runs, newest first, the boots that they are of: those with the best
     likeness in sum, in order. Boots that are new are put among the others.
@@ -413,7 +435,7 @@ def _align(runs: Sequence[npt.NDArray[np.uint64]], boots: list[_Boot]) -> list[_
     for at in range(len(runs) - 1, -1, -1):
         best[at][width] = best[at + 1][width] + new
         for boot in range(width - 1, -1, -1):
-            like = _likeness(runs[at], boots[boot].counters)
+            like = _likeness(runs[at], boots[boot].counters, blurred)
             ways = (
                 (like + best[at + 1][boot + 1], "same"),
                 (_OLDER + best[at][boot + 1], "older"),
@@ -463,13 +485,17 @@ def _same_laps(
 
 
 def _gaps(
-    records: FtraceArray, key: npt.NDArray[np.int64]
+    records: FtraceArray, key: npt.NDArray[np.int64], blurred: int
 ) -> tuple[tuple[Lost, ...], int]:
-    """Counters that no zone has."""
+    """
+    Counters that no zone has.
+
+    :param blurred: by how much counters may be too high, so that others seem missing.
+    """
     sound = ~records["torn"]
     boot, key = records["boot"][sound], key[sound]
     steps = np.where(boot[1:] == boot[:-1], key[1:] - key[:-1], 1)
-    where = np.flatnonzero(steps > 1)
+    where = np.flatnonzero(steps > 1 + blurred)
     if not len(where):
         return (), 0
     counts = steps[where] - 1

@@ -240,6 +240,28 @@ def test_cpus_beyond_255() -> None:
     assert set(decode_ftrace(content)["cpu"].tolist()) == {300 & 0xFF}
 
 
+@pytest.mark.parametrize("boots", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(10))
+def test_boots_of_machines_with_more_than_256_cpus(boots: int, seed: int) -> None:
+    """Counters of CPUs beyond 255 are inexact: no boots and no losses follow."""
+    chance = random.Random(seed)
+    cpus = [0, 1, 255, 256, 300, 512, 600, 1023]
+    contents = dict.fromkeys(cpus, b"")
+    for boot in range(boots):
+        for n in range(3000 - 500 * boot):
+            cpu = chance.choice(cpus)
+            contents[cpu] += struct.pack("<QQQ", TEXT + boot, TEXT, n << 8 | cpu)
+    zones = [
+        decode_ftrace(contents[cpu], zone=zone, cpu=cpu)
+        for zone, cpu in enumerate(cpus)
+    ]
+    trace = merge_ftrace(zones)
+    assert (trace.records["ip"] - TEXT == trace.records["boot"] + boots - 1).all()
+    assert (trace.records["cpu"] == np.array(cpus)[trace.records["zone"]]).all()
+    assert not trace.records["torn"].any()
+    assert trace.lost_total == 0
+
+
 def test_what_cannot_be_read_at_the_end() -> None:
     content = b"".join(record64(n, 0) for n in range(10))
     for cut in range(0, 100, 7):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -1230,15 +1230,7 @@ def _as_zone(prog: Program, zone: pstore_memory.Zone) -> ramoops.Zone:
     )
 
 
-def print_dump(dump: str, *, boot: int | None = 0, as_json: bool = False) -> None:
-    """
-    Print all that pstore has in a dump, as ``drgn-tools pstore DUMP`` does.
-
-    :param boot: Of the function trace: 0 for the newest, -1 for the one before;
-        None for all.
-    :param as_json: As one JSON object, on one line but for the function trace.
-    :raises DumpError: if the dump cannot be read or has nothing of pstore.
-    """
+def _open_dump(dump: str, symbols: Sequence[str]) -> Program:
     import contextlib
     import logging
 
@@ -1251,10 +1243,56 @@ def print_dump(dump: str, *, boot: int | None = 0, as_json: bool = False) -> Non
         prog.set_core_dump(dump)
     except (OSError, ValueError) as error:
         raise DumpError(f"cannot read {dump}: {error}") from None
-    # Without, kallsyms and layouts known here may do.
+    for path in symbols:
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            raise DumpError(f"cannot read {path}: {error.strerror}") from None
     with contextlib.suppress(MissingDebugInfoError):
-        prog.load_default_debug_info()
-    pstore = _read(prog)
+        prog.load_debug_info(symbols, default=True)
+    used = {module.debug_file_path for module in prog.modules()}
+    for path in symbols:
+        if path not in used:
+            raise DumpError(f"{path} has no debugging symbols of this dump's kernel")
+    return prog
+
+
+_NO_SYMBOLS = (
+    "no debugging symbols of this kernel were found, and none given with --symbols: "
+    "names come from kallsyms, layouts are those of 5.10 to 7.2, and records of the "
+    "mounted pstorefs are not looked for"
+)
+
+
+def print_dump(
+    dump: str,
+    *,
+    symbols: Sequence[str] = (),
+    boot: int | None = 0,
+    as_json: bool = False,
+) -> None:
+    """
+    Print all that pstore has in a dump, as ``drgn-tools pstore DUMP`` does.
+
+    :param symbols: Files with debugging symbols, of the kernel and its modules, that
+        are tried before those that drgn finds.
+    :param boot: Of the function trace: 0 for the newest, -1 for the one before;
+        None for all.
+    :param as_json: As one JSON object, on one line but for the function trace.
+    :raises DumpError: if the dump cannot be read or has nothing of pstore, or a file
+        has no symbols of its kernel.
+    """
+    from drgn_tools.pstore_memory import PstoreError, has_debug_info
+
+    prog = _open_dump(dump, symbols)
+    known = has_debug_info(prog)
+    try:
+        pstore = _read(prog)
+    except PstoreError as error:
+        raise PstoreError(f"{error}{'' if known else '; see --symbols'}") from None
+    if not known:
+        pstore = pstore._replace(notes=(*pstore.notes, _NO_SYMBOLS))
     (_print_json if as_json else _print_all)(prog, pstore, boot, sys.stdout)
 
 

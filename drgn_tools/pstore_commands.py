@@ -31,7 +31,11 @@ Without, the zones are found by their signatures.
 @click.option("--raw", metavar="REGION", help="A copy of the memory instead of DUMP.")
 @click.option("--layout", metavar="KEY=SIZE,…", help="How REGION is divided.")
 @click.option(
-    "--symbols", metavar="FILE", help="A System.map or vmlinux that names addresses."
+    "--symbols",
+    metavar="FILE",
+    multiple=True,
+    help="Of DUMP, a vmlinux or module with debugging symbols; may be given more than "
+    "once. Of REGION, a System.map or vmlinux that names addresses.",
 )
 @click.option(
     "--boot",
@@ -44,7 +48,7 @@ def pstore(
     dump: str | None,
     raw: str | None,
     layout: str | None,
-    symbols: str | None,
+    symbols: tuple[str, ...],
     boot: str,
     as_json: bool,
 ) -> None:
@@ -53,8 +57,10 @@ def pstore(
 
     if (dump is None) == (raw is None):
         raise click.UsageError("one of DUMP and --raw")
-    if raw is None and (layout is not None or symbols is not None):
-        raise click.UsageError("--layout and --symbols need --raw")
+    if raw is None and layout is not None:
+        raise click.UsageError("--layout needs --raw")
+    if raw is not None and len(symbols) > 1:
+        raise click.UsageError("--raw takes one file with --symbols")
     if sys.stdout is None:
         raise DumpError("cannot print: standard output is closed")
     try:
@@ -67,9 +73,9 @@ def pstore(
             program = importlib.import_module("drgn_tools.pstore")
         except ImportError as error:
             raise DumpError(f"reading a dump needs drgn: {error}") from None
-        program.print_dump(dump, boot=number, as_json=as_json)
+        program.print_dump(dump, symbols=symbols, boot=number, as_json=as_json)
         return
-    _print_raw(raw, layout, symbols, number, as_json)
+    _print_raw(raw, layout, symbols[0] if symbols else None, number, as_json)
 
 
 def _print_raw(

@@ -187,7 +187,7 @@ def test_symbols_of_a_vmlinux(tmp_path: Path) -> None:
         ([], 2),
         (["--raw", "{region}", "dump"], 2),
         (["--layout", "ecc=1", "dump"], 2),
-        (["--symbols", "x", "dump"], 2),
+        (["--raw", "{region}", "--symbols", "x", "--symbols", "y"], 2),
         (["--raw", "{region}", "--layout", "nonsense"], 2),
         (["--raw", "{region}", "--boot", "first"], 2),
         (["--raw", "{region}", "--layout", "record_size=1g"], 1),

@@ -22,7 +22,10 @@ from drgn_tools.pstore_records import (
 from drgn_tools.ramoops import Zone
 from drgn_tools.text import binary_size
 
-_CONTROL = re.compile(r"[^\n\t -~\xa0-\U0010ffff]")
+# And what turns the direction of text around.
+_CONTROL = re.compile(
+    r"[^\n\t -~\xa0-\u200d\u2010-\u2027\u202f-\u2065\u2070-\U0010ffff]"
+)
 
 
 def text_of(data: bytes) -> str:

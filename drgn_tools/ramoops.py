@@ -574,21 +574,22 @@ _MAX_ZONE = 1 << 28
 def _hits(region: bytes, byteorder: ByteOrder) -> Iterator[_Hit]:
     """All that may be headers, at even offsets."""
     order = "<" if byteorder == "little" else ">"
-    # The half of the signature that ftrace's version leaves alone in part.
-    high = 1 if byteorder == "little" else 0
+    # Of the signature, the half that ftrace's version leaves alone in part, and the
+    # other one.
+    upper, lower = (1, 0) if byteorder == "little" else (0, 1)
     total = len(region)
     found = 0
     for start in range(0, total - HEADER_SIZE + 1, _PIECE):
         data = bytes(region[start : start + _PIECE + HEADER_SIZE])
         halves = np.frombuffer(data, f"{order}u2", len(data) // 2)
-        for at in (np.flatnonzero(halves >> 8 == 0x43) - high).tolist():
-            offset = at * 2
-            if not 0 <= offset < _PIECE or offset + HEADER_SIZE > len(data):
-                continue
+        at = np.flatnonzero(halves >> 8 == SIGNATURE >> 24) - upper
+        at = at[(at >= 0) & (at < min(_PIECE // 2, len(halves) - 5))]
+        high, low = halves[at + upper], halves[at + lower]
+        # As signature_version() has it.
+        major = (high ^ (SIGNATURE >> 16)) & 0xFF
+        plain = (major == 0) & (low == SIGNATURE & 0xFFFF)
+        for offset in (at[plain | ((major >= 2) & (major < 32))] * 2).tolist():
             header = _header(data[offset : offset + HEADER_SIZE], byteorder)
-            plain = header.signature == SIGNATURE
-            if not plain and signature_version(header.signature) is None:
-                continue
             room = min(total - start - offset - HEADER_SIZE, _MAX_ZONE)
             if header.start <= header.used <= room:
                 found += 1
@@ -616,11 +617,9 @@ def _find(region: bytes, notes: list[str]) -> tuple[Layout, list[Place]]:
         raise DumpError("no zone of ramoops was found: no header with its signature")
     others = sorted({start for start in starts if start != run[0].offset})
     if others:
-        shown = ", ".join(f"{start:#x}" for start in others[:_MAX_OTHERS])
-        more = len(others) - _MAX_OTHERS
         notes.append(
             f"this is the region at {run[0].offset:#x}; others, or copies of it, seem "
-            f"to be at {shown}{f' and {more} more places' if more > 0 else ''}"
+            f"to be at {_listed(others)}"
         )
     behind = [start for start in others if start > run[-1].offset]
     if behind:
@@ -669,8 +668,10 @@ def _find(region: bytes, notes: list[str]) -> tuple[Layout, list[Place]]:
     return layout, where
 
 
-# Other regions that are named.
-_MAX_OTHERS = 8
+def _listed(offsets: Sequence[int]) -> str:
+    """The first of them, and how many more there are."""
+    shown = ", ".join(f"{offset:#x}" for offset in offsets[:8])
+    return f"{shown} and {len(offsets) - 8} more" if len(offsets) > 8 else shown
 
 
 def _clusters(region: bytes, hits: Sequence[_Hit]) -> Iterator[list[_Hit]]:
@@ -864,10 +865,10 @@ def _kinds(
         notes.append(f"there are dumps where {names[others]} would be")
         names = names[:others]
     start = len(front) - others
-    for hit in front[:start]:
-        kinds[hit.offset] = "dmesg"
-        if is_dump(hit) is False:
-            notes.append(f"the zone at {hit.offset:#x} has no dump, or not yet")
+    kinds.update((hit.offset, "dmesg") for hit in front[:start])
+    none = [hit.offset for hit in front[:start] if is_dump(hit) is False]
+    if none:
+        notes.append(f"zones that have no dump, or not yet: {_listed(none)}")
     for hit, name in zip(front[start:], names):
         kinds[hit.offset] = name
     unsure = [hit for hit in front[start:] if not hit.header.used]

@@ -41,7 +41,8 @@ def write_region(path: Path, moved: Sequence[int] = (0,)) -> Path:
     by_kind = made(zones)
     by_kind["dmesg"][0].write(b"====5.000042-C\n" + COMPRESSED["deflate"])
     by_kind["dmesg"][1].write(b"====6.000043-D\nPanic#1 Part1\n<0>\x1b[31mend\n")
-    by_kind["console"][0].write(b"console line\nno end")
+    turned = "\u202e\x9b".encode()
+    by_kind["console"][0].write(b"console line\n" + turned + b"\nno end")
     by_kind["pmsg"][0].write(logcat(0, b"\x05tag\0message\0"))
     chance = random.Random(1)
     for slide in moved:
@@ -71,7 +72,7 @@ def test_text(tmp_path: Path, layout: list[str]) -> None:
     assert LOG.decode() in out
     assert "== dmesg 0: at 5.000042, deflate\nOops#2 Part1\n" in out
     assert "<0>\\x1b[31mend\n" in out
-    assert "== console 0\nconsole line\nno end\n" in out
+    assert "== console 0\nconsole line\n\\u202e\\x9b\nno end\n" in out
     assert "5.000000999   200   201 W tag: message\n" in out
     assert "== ftrace: boot 0, 100 records\n" in out
     lines = [line for line in out.splitlines() if line.startswith("CPU:")]
@@ -88,7 +89,8 @@ def test_json(tmp_path: Path, layout: list[str]) -> None:
     assert document["version"] == [6, 12, 107]
     assert document["dmesg"][0]["text"] == LOG.decode()
     assert document["dmesg"][1]["reason"] == "Panic"
-    assert document["console"] == [{"zone": 0, "text": "console line\nno end"}]
+    text = "console line\n\u202e\x9b\nno end"
+    assert document["console"] == [{"zone": 0, "text": text}]
     assert document["pmsg"][0]["messages"][0]["tag"] == "tag"
     assert [zone["kind"] for zone in document["zones"]].count("ftrace") == 2
     ftrace = document["ftrace"]

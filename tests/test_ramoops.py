@@ -578,6 +578,15 @@ def test_ten_thousand_ruins() -> None:
         assert sum(pool.map(ruins, range(4))) == 10_000
 
 
+@pytest.mark.parametrize("sig", [SIG, FTRACE_SIG["6.12.107"]])
+def test_memory_full_of_headers(sig: int) -> None:
+    """What is said of it stays short."""
+    other = struct.pack("<IIII", SIG, 4, 4, 7)
+    found = read_region((struct.pack("<IIII", sig, 4, 4, 7) + other) * 5000)
+    assert len(found.notes) < 5
+    assert all(len(note) < 200 for note in found.notes)
+
+
 @pytest.mark.parametrize("between", [0, 0x1000, 0x3000, 0x300000])
 @pytest.mark.parametrize("division", LAYOUTS)
 def test_blind_with_an_older_copy(division: Division, between: int) -> None:

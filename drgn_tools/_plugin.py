@@ -34,6 +34,7 @@ def drgn_prog_set(prog: Program) -> None:
     if not _is_linux_kernel(prog):
         return
     import importlib
+    import sys
 
     import drgn.helpers.linux as helpers
 
@@ -44,6 +45,12 @@ def drgn_prog_set(prog: Program) -> None:
                 setattr(helpers, helper, getattr(module, helper))
                 # The list from which drgn.cli makes a session's names.
                 helpers.__all__.append(helper)
+    # drgn-crash has commands of its own. drgn promises nothing of how to add to them,
+    # and importing them takes longer than all of this.
+    crash = sys.modules.get("drgn.commands._crash.common")
+    namespace = getattr(crash, "CRASH_COMMAND_NAMESPACE", None)
+    if namespace is not None:
+        _register_commands(namespace=namespace)
 
 
 def _boot(text: str) -> str | int:
@@ -53,7 +60,7 @@ def _boot(text: str) -> str | int:
         return text
 
 
-def _register_commands() -> None:
+def _register_commands(**where: Any) -> None:
     try:
         from drgn.commands import argument, command
     except ImportError:
@@ -103,6 +110,7 @@ def _register_commands() -> None:
             description=description,
             arguments=arguments,
             enabled=_is_linux_kernel,
+            **where,
         )(run)
 
     for row in table:

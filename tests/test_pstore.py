@@ -555,6 +555,47 @@ def test_pstore_zone(without: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("used", "start"), [(5000, 0), (0xFFFFFFFF, 0), (10, 5000), (1 << 31, 1 << 31)]
+)
+def test_wild_headers_of_pstore_zone(used: int, start: int) -> None:
+    kernel = FakeKernel("5.10")
+    wild = struct.pack("<III", SIG ^ 2, used, start) + bytes(4096)
+    kernel.pstore_zone([("console", wild, wild), ("pmsg", psz(7, b"text"), b"")])
+    console, pmsg = pstore.for_each_pstore_zone(kernel.prog)
+    assert (console.state, console.live) == ("invalid", b"")
+    assert console.live_error == "its header is invalid"
+    assert not console.old_log
+    assert (console.old_log_error == "its oldbuf cannot be read") == (used > 4096)
+    assert pmsg.live == b"text"
+    with pytest.raises(DumpError, match="no console output"):
+        printed(pstore.pstore_console, kernel)
+
+
+@pytest.mark.parametrize("size", [0, 1 << 40, (1 << 64) - 1])
+def test_wild_sizes_of_pstore_zone(size: int) -> None:
+    kernel = FakeKernel("5.10")
+    context = kernel.pstore_zone([("console", psz(2, b"text"), psz(2, b"old"))])
+    at = context + kernel.member("struct psz_context", "cpsz")
+    zone = int.from_bytes(kernel.prog.read(at, 8), "little")
+    kernel.put("struct pstore_zone", zone, buffer_size=size)
+    kernel.put(
+        "struct psz_context",
+        context,
+        kpszs=zone,
+        kmsg_max_cnt=0xFFFFFFFF,
+        fpszs=MAPPED,
+        ftrace_max_cnt=3,
+        ppsz=MAPPED,
+    )
+    console, pmsg = pstore.for_each_pstore_zone(kernel.prog)
+    assert console.live is None and "cannot be" in console.live_error
+    assert f"struct pstore_zone at {MAPPED:#x}" in pmsg.live_error
+    table = printed(pstore.pstore_zones, kernel)
+    assert "kmsg_max_cnt is 4294967295" in table
+    assert "not all pointers to ftrace zones can be read" in table
+
+
+@pytest.mark.parametrize(
     ("era", "name"), [("6.12", "records_list"), ("3.10", "allpstore")]
 )
 def test_mounted_records(era: str, name: str) -> None:
@@ -667,6 +708,10 @@ def test_the_command_on_what_it_cannot_use(core: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no dump\n")
     outcome = command.drgn_tools("pstore", tmp_path / "text")
     assert "cannot read" in command.assert_refused(outcome)
+    for name, why in (("none", "cannot read"), ("text", "has no debugging symbols")):
+        symbols = tmp_path / name
+        outcome = command.drgn_tools("pstore", core, "--symbols", symbols)
+        assert why in command.assert_refused(outcome)
 
 
 # What is not there, and ruins
@@ -784,6 +829,15 @@ def test_ruins() -> None:
         kernel, _ = full(era, 2, chance.choice([0, 16]), 100)
         kernel.pstorefs([(0, 1, b"Panic#1 Part1\nlog\n"), (2, 0, b"console\n")])
         kernels.append((kernel, bytes(kernel.memory)))
+    kernel = FakeKernel("5.10")
+    kernel.pstore_zone(
+        [
+            ("dmesg", psz(0, psz_dmesg(b"Oops#1 Part1\n", compressed=True)), b""),
+            ("console", psz(2, b"now\n"), psz(2, b"before\n", 7, 3)),
+            ("ftrace", psz(3, b"".join(record64(n, 0) for n in range(20))), b""),
+        ]
+    )
+    kernels += [(kernel, bytes(kernel.memory))] * 2
     done = 0
     for _ in range(400):
         kernel, whole = chance.choice(kernels)
@@ -917,12 +971,24 @@ def test_names_in_drgn(core: Path) -> None:
 
 
 def test_commands_in_drgn(core: Path) -> None:
-    pytest.importorskip("drgn.commands")
     code = (
         "from drgn.commands import run_command\n"
         "for name in ('zones', 'ftrace --boot all --cpu 1 --last 5', 'dmesg',\n"
         "             'console --boot previous', 'pmsg --boot -1'):\n"
         "    try: run_command(prog, 'pstore_' + name)\n"
+        "    except Exception as error: print(type(error).__name__, error)\n"
+    )
+    outcome = drgn(core, "--no-default-symbols", "-e", code)
+    assert outcome.status == 0 and complaints(outcome) == []
+    assert outcome.stdout.count("PstoreError pstore cannot be found") == 5
+
+
+def test_commands_in_drgn_crash(core: Path) -> None:
+    code = (
+        "from drgn.commands import run_command\n"
+        "for name in ('zones', 'ftrace --boot all --cpu 1 --last 5', 'dmesg',\n"
+        "             'console --boot previous', 'pmsg --boot -1'):\n"
+        "    try: run_command(prog, 'crash pstore_' + name)\n"
         "    except Exception as error: print(type(error).__name__, error)\n"
     )
     outcome = drgn(core, "--no-default-symbols", "-e", code)

@@ -394,6 +394,17 @@ def test_every_compression(name: str, known: bool) -> None:
     assert (record.seconds, record.microseconds) == (1700000000, 42)
 
 
+def test_lz4hc() -> None:
+    """What its compressor makes, which looks harder, is LZ4 all the same."""
+    block = cramjam.lz4.compress_block(
+        LOG, mode="high_compression", compression=12, store_size=False
+    )
+    packed = bytes(block)
+    assert len(packed) < len(COMPRESSED["lz4"])
+    assert decompress(packed, "lz4hc") == (LOG, "lz4hc", "")
+    assert decompress(packed) == (LOG, "lz4", "")
+
+
 def test_deflate_of_small_windows() -> None:
     assert decompress(deflated(-11)) == (LOG, "deflate", "")
 

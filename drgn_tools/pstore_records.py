@@ -230,7 +230,9 @@ def decode_ftrace(
         return records
     if fmt.stamped:
         blur = 0 if fmt.cpu_mask or cpu is None else _blur(cpu)
-        starts, late = _restarts(records["counter"] >> blur, _wraps(fmt) >> blur)
+        starts, late = _restarts(
+            records["counter"] >> np.uint64(blur), _wraps(fmt) >> blur
+        )
         records["torn"] = late
         boot = np.zeros(count, np.int32)
         boot[starts] = 1

@@ -9,7 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from . import bench, cache, dumps, guest, kernels, live_drgn, peers, pstore_guests, qemu
+from . import (
+    bench,
+    cache,
+    dumps,
+    guest,
+    kernels,
+    live_drgn,
+    peers,
+    pstore_guests,
+    pstore_views,
+    qemu,
+)
 from .bench import BenchError
 
 
@@ -32,6 +43,14 @@ def _list(args: argparse.Namespace) -> int:
     for region in pstore_guests.MATRIX:
         have = pstore_guests.cached(region)
         line("pstore", region.name, have, str(have or ""))
+    for view in pstore_views.SPECS:
+        have = pstore_views.cached(view)
+        line("views", view.name, have, str(have or ""))
+    for kind in ("live", "roots"):
+        for have in sorted(
+            path.parent for path in (cache.root() / kind).glob(f"*/{cache.MANIFEST}")
+        ):
+            line(kind, have.name.rpartition("-")[0], have, str(have))
     root = cache.root()
     print(f"in all  {root!s:34} {cache.size(root) / 1e6:6.0f} MB")
     return 0
@@ -105,7 +124,9 @@ def _dumps(args: argparse.Namespace) -> int:
 def _pstore(args: argparse.Namespace) -> int:
     for left in pstore_guests.matrix(jobs=args.jobs):
         print(left.folder)
-    print(live_drgn.image(kernels.get(live_drgn.KERNEL)))
+    for spec in pstore_views.SPECS:
+        print(live_drgn.image(kernels.get(spec.kernel)))
+        print(pstore_views.get(spec).folder)
     return 0
 
 

@@ -10,6 +10,7 @@ made once, but with the guest's initramfs.
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,6 @@ from . import bench, cache, dumps, qemu
 from .bench import BenchError, Say
 from .kernels import Kernel
 
-KERNEL = "6.12-bench"
-"""The kernel that tests use."""
 MEMORY_MIB = 1024
 """What the guest needs."""
 VMLINUX = "/vmlinux"
@@ -144,16 +143,37 @@ def mount(vm: qemu.VM) -> None:
     )
 
 
+_ENVIRONMENT = f"PYTHONPATH={_HERE} PYTHONDONTWRITEBYTECODE=1"
+
+
 def run(vm: qemu.VM, code: str, *, seconds: float = 300) -> qemu.Result:
     """Run Python in the guest; `prog` is its kernel."""
     start = (
         "import drgn\nprog = drgn.Program()\nprog.set_kernel()\n"
         f"prog.load_debug_info([{VMLINUX!r}])\n"
     )
-    environment = f"PYTHONPATH={_HERE} PYTHONDONTWRITEBYTECODE=1"
     return vm.run(
-        f"{environment} chroot /mnt {sys.executable} -",
+        f"{_ENVIRONMENT} chroot /mnt {sys.executable} -",
         stdin=f"{start}exec({code!r})\n".encode(),
         seconds=seconds,
         check=False,
     )
+
+
+def expression(
+    vm: qemu.VM, code: str, into: str = "cat", *, seconds: float = 300
+) -> qemu.Result:
+    """Run ``drgn -e`` in the guest, its output into another command.
+
+    :return: its status, with both commands' output.
+    """
+    # As the entry point does, which only an installation has.
+    plugin = "DRGN_PLUGINS=drgn_tools=drgn_tools._plugin"
+    drgn = f"{sys.executable} -m drgn -q -s {VMLINUX} -e {shlex.quote(code)}"
+    vm.run("rm -f /tmp/status")
+    done = vm.run(
+        f"({_ENVIRONMENT} {plugin} chroot /mnt {drgn}; echo $? > /tmp/status) | {into}",
+        seconds=seconds,
+        check=False,
+    )
+    return done._replace(status=int(vm.read("/tmp/status")))

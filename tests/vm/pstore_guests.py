@@ -452,13 +452,14 @@ def booted(
     :param options: more for qemu.booted().
     """
     append = cmdline(spec)
+    memory_mib = options.pop("memory_mib", spec.memory_mib)
     disks = list(options.pop("disks", ()))
     files = {"pstore.sh": guest.SOURCES / "pstore.sh", **options.pop("files", {})}
     programs = [*options.pop("programs", ())]
     with tempfile.TemporaryDirectory(dir=ram.parent, prefix=".guest-") as temp:
         if vmcore is not None:
             with vmcore.open("wb") as file:
-                file.truncate((spec.memory_mib + 64) << 20)
+                file.truncate((memory_mib + 64) << 20)
             disks.append(qemu.Disk(vmcore, "out", keep=True))
             initrd = dumps.capture_initramfs(Path(temp) / "capture", kernel)
             files.update({"kexec/vmlinuz": kernel.vmlinuz, "kexec/initrd": initrd})
@@ -474,7 +475,8 @@ def booted(
             files=files,
             programs=programs,
             modules=(*guest.SPARE_MODULES, "ramoops"),
-            **{"memory_mib": spec.memory_mib, **options},
+            memory_mib=memory_mib,
+            **options,
         ) as vm:
             yield vm
 
@@ -496,7 +498,7 @@ def _run(spec: Spec, kernel: Kernel, dest: Path) -> None:
                 region = damage(spec, region)
             if region:
                 (dest / f"region-{boot}").write_bytes(region)
-            address = _next(vm, spec, ram, region, address if boot else None)
+            address = go_on(vm, spec, ram, region, address if boot else None)
             addresses.append(address)
             slides.append(slide(vm))
             (dest / f"files-{boot}.tar").write_bytes(files(vm))
@@ -510,11 +512,8 @@ def _run(spec: Spec, kernel: Kernel, dest: Path) -> None:
                 vm.qmp("cont")
         if spec.vmcore:
             write(vm, spec, boot)
-            vm.qmp("set-action", reboot="shutdown", shutdown="poweroff")
-            capture = f"{dumps.CAPTURE_CMDLINE} {_PATIENT}"
-            vm.run(f"kexec /kexec/vmlinuz /kexec/initrd '{capture}'")
-            _press(vm, "c")
-            dumps.captured(vm, vmcore)
+            arm(vm)
+            crash(vm, vmcore)
             (dest / "crashed").write_bytes(take(ram, address, spec.mem_size))
     (dest / "addresses").write_text(json.dumps(addresses))
     (dest / "slides").write_text(json.dumps(slides))
@@ -522,7 +521,20 @@ def _run(spec: Spec, kernel: Kernel, dest: Path) -> None:
     dumps.dig_holes(path for path in (dest / "qemu.elf", vmcore) if path.exists())
 
 
-def _next(
+def arm(vm: qemu.VM) -> None:
+    """Load the capture kernel."""
+    vm.qmp("set-action", reboot="shutdown", shutdown="poweroff")
+    capture = f"{dumps.CAPTURE_CMDLINE} {_PATIENT}"
+    vm.run(f"kexec /kexec/vmlinuz /kexec/initrd '{capture}'")
+
+
+def crash(vm: qemu.VM, vmcore: Path) -> None:
+    """Crash, and wait until /proc/vmcore is in the file."""
+    _press(vm, "c")
+    dumps.captured(vm, vmcore)
+
+
+def go_on(
     vm: qemu.VM, spec: Spec, ram: Path, region: bytes, address: Optional[int]
 ) -> int:
     """Boot again where there is an address, with that region there; return where."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import json
 import re
 import subprocess
 import sys
@@ -28,8 +27,9 @@ from drgn_tools.pstore_records import (
 from drgn_tools.ramoops import Layout, Region, Zone, places, read_region
 from drgn_tools.reed_solomon import Ecc
 
-from . import kernels, live_drgn, pstore_guests, pstore_seen, qemu
+from . import pstore_guests, pstore_seen, pstore_views
 from .pstore_guests import MATRIX, Guest, Spec
+from .pstore_views import Views
 
 RECORD_SIZE = 24
 
@@ -601,6 +601,60 @@ def test_command_prints_what_is_in_the_dump(dumped: Dumped) -> None:
     assert unnamed(lines) == unnamed(dumped.seen["newest"])
 
 
+@pytest.mark.parametrize(
+    "dumped",
+    [(spec, "qemu") for spec in MATRIX if spec.label in ("plain", "seeded")],
+    ids=named,
+    indirect=True,
+)
+def test_command_with_symbols(dumped: Dumped) -> None:
+    """Those that it is given, of a module too, and all names as drgn has them."""
+    guest = dumped.guest
+    given = ["--symbols", guest.kernel.vmlinux]
+    if not guest.spec.writes_all:
+        given += ["--symbols", guest.kernel.module_debug("ramoops")]
+    done = command(guest.dump, *given)
+    assert done.returncode == 0, done.stderr
+    assert "no debugging symbols" not in done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("CPU:")]
+    assert lines == dumped.seen["newest"]
+
+
+def test_command_says_that_it_has_no_symbols() -> None:
+    mine, other = (guest for guest in MATRIX if guest.label == "plain")
+    dump = pstore_guests.get(mine).dump
+    done = command(dump)
+    assert done.returncode == 0
+    assert "note: no debugging symbols of this kernel were found" in done.stderr
+    wrong = pstore_guests.get(other).kernel.vmlinux
+    done = command(dump, "--symbols", wrong)
+    assert (done.returncode, done.stdout) == (1, "")
+    said = f"drgn-tools: {wrong} has no debugging symbols of this dump's kernel\n"
+    assert done.stderr == said
+
+
+CRASH = """
+import importlib.metadata, sys
+plugin = ("drgn_tools", "drgn_tools._plugin", "drgn.plugins")
+plugin = importlib.metadata.EntryPoint(*plugin)
+importlib.metadata.entry_points = lambda **by: [plugin]
+import drgn.internal.crashcli
+drgn.internal.crashcli._main()
+"""
+
+
+def test_drgn_crash_has_the_commands() -> None:
+    """And, in the Python that it has inside, the names."""
+    guest = pstore_guests.get(MATRIX[0])
+    argv = [sys.executable, "-c", CRASH, str(guest.kernel.vmlinux), str(guest.dump)]
+    typed = "pstore_ftrace --last 2\ndrgn\npstore_ftrace(last=3)\nexit()\nexit\n"
+    done = subprocess.run(argv, capture_output=True, text=True, input=typed)
+    assert done.returncode == 0, done.stderr
+    lines = re.findall("CPU:[0-9]+ ts:.*", done.stdout)
+    newest = _dumped(MATRIX[0], "qemu").seen["newest"]
+    assert lines == newest[-2:] + newest[-3:]
+
+
 def test_console_and_pmsg_of_now_are_in_the_region(dumped: Dumped) -> None:
     sources = {(kind, source) for kind, source, *_ in dumped.seen["records"]}
     now = {("console", "live"), ("pmsg", "live")}
@@ -608,49 +662,102 @@ def test_console_and_pmsg_of_now_are_in_the_region(dumped: Dumped) -> None:
     assert (now <= sources) == (dumped.region is not None and writes)
 
 
-# --- and on a running kernel, through /proc/kcore and /dev/mem
+# --- one guest in four ways, of which one is drgn in the guest itself
 
 
-LIVE = [
-    spec._replace(kaslr=False, vmcore=False)
-    for spec in MATRIX
-    if spec.kernel == live_drgn.KERNEL and spec.vmcore
-]
+@pytest.fixture(params=pstore_views.SPECS, ids=lambda spec: spec.name)
+def views(request: pytest.FixtureRequest) -> Views:
+    return pstore_views.get(request.param)
 
 
-@pytest.mark.parametrize("spec", LIVE, ids=lambda spec: spec.name)
-def test_live_is_what_is_in_memory(spec: Spec, tmp_path: Path) -> None:
-    kernel, ram = kernels.get(spec.kernel), tmp_path / "ram"
-    live = qemu.Disk(live_drgn.image(kernel), "live")
-    with pstore_guests.booted(
-        spec,
-        kernel,
-        ram,
-        disks=[live],
-        files=live_drgn.files(),
-        memory_mib=live_drgn.MEMORY_MIB,
-        folder=tmp_path,
-    ) as vm:
-        address = pstore_guests.start(vm, spec)
-        pstore_guests.write(vm, spec, 0)
-        pstore_guests.die(vm, "c")
-        found = pstore_guests.take(ram, address, spec.mem_size)
-        vm.reset()
-        vm.qmp("cont")
-        vm.ready()
-        assert pstore_guests.start(vm, spec) == address
-        pstore_guests.write(vm, spec, 1)
-        pstore_guests.quiet(vm)
-        live_drgn.mount(vm)
-        done = live_drgn.run(vm, Path(pstore_seen.__file__).read_text())
-        region = pstore_guests.take(ram, address, spec.mem_size)
-        slide = pstore_guests.slide(vm)
-    assert done.status == 0, done.stderr.decode()
-    seen = json.loads(done.stdout)
+def region_in(views: Views, kind: str) -> bytes | None:
+    """Return the region as it is to be seen; None if it is not there."""
+    if kind != "vmcore":
+        return views.region
+    # What memmap= reserves is not in /proc/vmcore.
+    return views.crashed if views.spec.reserve_mem else None
+
+
+@pytest.mark.parametrize("kind", pstore_views.KINDS)
+def test_every_view_shows_the_region(views: Views, kind: str) -> None:
+    """Zones, and what was in them at boot, whether the region is there or not."""
+    seen, region = views.seen(kind), region_in(views, kind)
     zones = sorted(seen["zones"], key=lambda zone: int(zone[2]))
-    assert zones == live_zones(spec, address, region)
-    assert seen["why"] == [""]
-    told = read_region(found, layout(spec), live=False)
+    assert zones == live_zones(views.spec, views.address, region)
+    assert seen["why"] == [
+        "live region is reserved memory and not in this dump" if region is None else ""
+    ]
+    told = read_region(views.found, layout(views.spec), live=False)
     assert sorted(seen["old"]) == sorted(old_zones(told))
-    assert unnamed(seen["newest"]) == raw_trace(spec, slide, region, 0)
-    assert unnamed(seen["before"]) == raw_trace(spec, slide, found, 0)
+    corrected = sum(zone.corrected_bytes for zone in told.zones)
+    assert bool(corrected) == views.spec.ecc
+
+
+def test_every_view_has_the_same_trace(views: Views) -> None:
+    """Of both boots, and each name right: the live one, both dumps, and the region."""
+    spec = views.spec
+    newest = raw_trace(spec, views.slide, views.region, 0)
+    before = raw_trace(spec, views.slide, views.found, 0)
+    live = views.seen("live")
+    assert len(newest) > 150 * spec.smp
+    for line in live["newest"] + live["before"]:
+        match = NAME.match(line)
+        assert match and match.group(1) in ("vfs_read", "vfs_write"), line
+    for kind in pstore_views.KINDS:
+        seen = views.seen(kind)
+        if region_in(views, kind) is None:
+            # There is old_log, and that is of the boot before.
+            assert unnamed(seen["newest"]) == before
+            assert (seen["newest"], seen["before"]) == (live["before"], [])
+        else:
+            assert unnamed(seen["newest"]) == newest
+            assert unnamed(seen["before"]) == before
+            assert seen["newest"] == live["newest"]
+            assert seen["before"] == live["before"]
+
+
+def test_every_view_has_the_same_texts(views: Views) -> None:
+    live = views.seen("live")["records"]
+    assert {(kind, source) for kind, source, *_ in live} > {
+        ("console", "live"),
+        ("pmsg", "live"),
+        ("console", "old_log"),
+        ("pmsg", "old_log"),
+    }
+    assert views.seen("qemu")["records"] == live
+    crashed = views.seen("vmcore")["records"]
+    if views.spec.reserve_mem:
+        # The crash has said something to the console.
+        changed = ["console", "live"]
+        assert [r for r in crashed if r[:2] != changed] == [
+            r for r in live if r[:2] != changed
+        ]
+        return
+    told = read_region(views.found, layout(views.spec), live=False)
+    texts = {(z.kind, pstore_seen.digest(z.content)) for z in told.zones if z.content}
+    for zone in zones(told, "dmesg"):
+        record = decode_dmesg(zone.content)
+        assert record
+        texts.remove(("dmesg", pstore_seen.digest(zone.content)))
+        texts.add(("dmesg", pstore_seen.digest(record.text)))
+    texts = {text for text in texts if text[0] != "ftrace"}
+    assert {(kind, text) for kind, _, _, text in crashed} == texts
+
+
+MEMMAP = [spec for spec in pstore_views.SPECS if not spec.reserve_mem]
+
+
+@pytest.mark.parametrize("spec", MEMMAP, ids=lambda spec: spec.name)
+def test_head_ends_it_quietly_in_the_guest(spec: Spec) -> None:
+    views = pstore_views.get(spec)
+    status, out, err = views.outcome("head")
+    assert out.splitlines() == views.seen("live")["newest"][:1]
+    notes = [line for line in err.splitlines() if not line.startswith("pstore: boot ")]
+    assert (status, notes) == (0, [])
+
+
+@pytest.mark.parametrize("spec", MEMMAP, ids=lambda spec: spec.name)
+def test_one_line_in_a_guest_without_ramoops(spec: Spec) -> None:
+    outcome = pstore_views.get(spec).outcome("absent")
+    why = "this kernel has no pstore in use: no backend is registered"
+    assert outcome == (1, "", f"pstore: {why}\n")

@@ -594,6 +594,17 @@ def test_one_line_of_drgn(dumped: Dumped) -> None:
     assert done.stdout.splitlines() == dumped.seen["newest"]
 
 
+def test_one_line_of_drgn_as_it_is_installed() -> None:
+    """By the entry point, with no variable or file that names the plugin."""
+    dumped = _dumped(MATRIX[0], "qemu")
+    guest = dumped.guest
+    argv = [sys.executable, "-m", "drgn", "-q", "-c", guest.dump]
+    argv += ["-s", guest.kernel.vmlinux, "-e", "pstore_ftrace()"]
+    done = subprocess.run(list(map(str, argv)), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == dumped.seen["newest"]
+
+
 def test_command_prints_what_is_in_the_dump(dumped: Dumped) -> None:
     """Without debugging symbols, but for kernels before 6.0."""
     guest = dumped.guest

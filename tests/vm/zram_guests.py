@@ -350,10 +350,17 @@ def matrix(
 
 
 @contextlib.contextmanager
-def booted(spec: Spec, kernel: Kernel, dest: Path, **options: Any) -> Iterator[qemu.VM]:
+def booted(
+    spec: Spec,
+    kernel: Kernel,
+    dest: Path,
+    vmcore: Path | None = None,
+    **options: Any,
+) -> Iterator[qemu.VM]:
     """Boot a guest; prepare() does the rest.
 
-    :param dest: where the backing disks and the vmcore go.
+    :param dest: where the backing disks go.
+    :param vmcore: the file to which a crash writes /proc/vmcore.
     :param options: more for qemu.booted().
     """
     with tempfile.TemporaryDirectory(dir=dest, prefix=".disks-") as temp:
@@ -383,8 +390,7 @@ def booted(spec: Spec, kernel: Kernel, dest: Path, **options: Any) -> Iterator[q
             **options,
             "files": {**given, **options.pop("files", {})},
         }
-        if "vmcore" in spec.kinds:
-            vmcore = dest / dumps.KINDS["vmcore"]
+        if vmcore is not None:
             with dumps.armed(kernel, vmcore, **options) as vm:
                 yield vm
         else:
@@ -413,11 +419,12 @@ def _image(folder: Path) -> Path:
 
 
 def _run(spec: Spec, kernel: Kernel, dest: Path) -> None:
-    with booted(spec, kernel, dest, folder=dest) as vm:
+    vmcore = dest / dumps.KINDS["vmcore"] if "vmcore" in spec.kinds else None
+    with booted(spec, kernel, dest, vmcore, folder=dest) as vm:
         (dest / "facts.tar").write_bytes(prepare(vm, spec))
         vm.dump(dest / dumps.KINDS["qemu"])
-        if "vmcore" in spec.kinds:
-            dumps.capture(vm, dest / dumps.KINDS["vmcore"])
+        if vmcore is not None:
+            dumps.capture(vm, vmcore)
     dumps.dig_holes(dest / dumps.KINDS[kind] for kind in spec.kinds)
 
 

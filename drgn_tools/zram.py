@@ -13,21 +13,35 @@ The helpers' names need no import in ``drgn -e`` and in interactive sessions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from drgn import FaultError, Object, Program, cast
 from drgn.helpers.common.prog import takes_program_or_default
 
+from drgn_tools.printing import printing
+
 if TYPE_CHECKING:
+    from drgn_tools.printing import File
     from drgn_tools.zram_pages import Reader
 
 __all__ = (
     "find_zram",
     "for_each_zram",
+    "for_each_zram_orphan",
     "for_each_zram_slot",
+    "for_each_zram_stream",
+    "zram_bd_stat",
+    "zram_block_state",
+    "zram_device",
+    "zram_devices",
+    "zram_export",
+    "zram_io_stat",
+    "zram_mm_stat",
     "zram_of_disk",
     "zram_read",
     "zram_read_many",
+    "zram_streams",
+    "zs_pools",
 )
 
 # numpy and the decoders are imported by those who need them: every drgn imports this.
@@ -79,8 +93,93 @@ class ZramSlot(NamedTuple):
     """How many seconds ago that was."""
 
 
-def _zram(prog: Program, address: int) -> Object:
-    return Object(prog, prog.pointer_type(prog.type("struct zram")), value=address)
+class ZramDevice(NamedTuple):
+    """A zram device, as zramctl has it."""
+
+    name: str
+    disksize: int
+    """Of the device in bytes; 0 if it is not set up."""
+    algorithms: tuple[str, ...]
+    """By priority; empty where there is none."""
+    stored: int
+    """What was written to it, in bytes."""
+    compressed: int
+    """What became of that, in bytes."""
+    used: int
+    """Memory that it takes, in bytes."""
+    limit: int
+    """How much that may be; 0 if that is not limited."""
+    most_used: int
+    """How much it was at the most."""
+    same: int
+    """Pages of one repeated word, zeros for instance."""
+    huge: int
+    """Pages that are stored as they are, because they did not compress."""
+    written_back: int
+    """Pages that are on the backing device."""
+    backing: str
+    """That device's or file's path; empty if there is none."""
+    streams: int
+    """How many CPUs can compress at a time."""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many bytes are stored in one byte of memory; None if none are."""
+        return self.stored / self.used if self.used else None
+
+
+class ZramStream(NamedTuple):
+    """What a CPU compressed last for a device."""
+
+    cpu: int | None
+    """None where the device has one buffer for all of them."""
+    priority: int
+    """Of the device's algorithms, the one that it was compressed with."""
+    algorithm: str
+    state: str
+    """decoded, unused, damaged or missing (not in the dump)."""
+    size: int
+    """Of the stream in bytes, found by decoding it."""
+    data: bytes | None
+    """The page; None if there is none."""
+    writer: str
+    """Who was writing to it, or on that CPU to a zram device; empty if nobody was."""
+    note: str
+    """What is wrong with it; empty if all is well."""
+
+
+class ZramOrphan(NamedTuple):
+    """An object that a device's pool has, but none of its slots."""
+
+    handle: int
+    room: int
+    """Bytes that it may have."""
+    data: bytes | None
+    """The page, if it can be decompressed."""
+    algorithm: str
+    """With this; empty for a page that is stored as it is."""
+
+
+class ZramMissing(NamedTuple):
+    """A page that an exported image lacks."""
+
+    index: int  # type: ignore[assignment]
+    kind: str
+    note: str
+    """Why, or where it is instead."""
+
+
+class ZramExport(NamedTuple):
+    """What was exported."""
+
+    size: int
+    """Of the image, in bytes."""
+    pages: int
+    """That were written; all others are holes."""
+    missing: tuple[ZramMissing, ...]
+    """Those that are not there: holes as well. By index."""
+    doubtful: tuple[ZramMissing, ...]
+    """Those that are there, but may be wrong."""
 
 
 @takes_program_or_default
@@ -256,3 +355,298 @@ def for_each_zram_slot(zram: Object) -> Iterator[ZramSlot]:
     from drgn_tools.zram_text import slots
 
     yield from map(ZramSlot._make, slots(_reader(zram)))
+
+
+def zram_device(zram: Object) -> ZramDevice:
+    """
+    Get what a zram device holds, as a whole.
+
+    :param zram: ``struct zram *``
+    :raises LookupError: if this kernel's zram is not understood.
+    """
+    from drgn.helpers.linux.cpumask import for_each_online_cpu
+
+    from drgn_tools.zram_pages import algorithm_names, backing_path
+    from drgn_tools.zram_table import slot_count
+    from drgn_tools.zram_text import counter, limit_pages, pool_pages
+
+    prog = zram.prog_
+    page = int(prog["PAGE_SIZE"])
+    names = algorithm_names(zram)
+    while names and not names[-1]:
+        names.pop()
+    return ZramDevice(
+        device_name(zram),
+        slot_count(zram) * page,
+        tuple(names),
+        counter(zram, "pages_stored") * page,
+        counter(zram, "compr_data_size", "compr_size"),
+        pool_pages(zram)[0] * page,
+        limit_pages(zram) * page,
+        counter(zram, "max_used_pages") * page,
+        counter(zram, "same_pages", "zero_pages", "pages_zero"),
+        counter(zram, "huge_pages"),
+        counter(zram, "bd_count"),
+        backing_path(zram),
+        sum(1 for _ in for_each_online_cpu(prog)),
+    )
+
+
+def for_each_zram_stream(zram: Object) -> Iterator[ZramStream]:
+    """
+    Iterate over what each CPU compressed last for a zram device. That is kept also of
+    pages that did not compress well enough, and after their slots were freed.
+
+    :param zram: ``struct zram *``
+    :raises LookupError: if this kernel's zram is not understood, or has no buffers of
+        CPUs.
+    """
+    from drgn_tools.zram_streams import streams
+
+    if not _is_set_up(zram):
+        return
+    yield from streams(zram)
+
+
+def for_each_zram_orphan(zram: Object) -> Iterator[ZramOrphan]:
+    """
+    Iterate over the objects that the pool of a zram device has, but none of its slots:
+    of pages that were just being written or freed.
+
+    :param zram: ``struct zram *``
+    :raises LookupError: if this kernel's zram is not understood, or its pool cannot be
+        walked.
+    """
+    from drgn_tools.zram_orphans import orphans
+
+    if not _is_set_up(zram):
+        return
+    yield from orphans(_reader(zram))
+
+
+def zram_export(zram: Object, path: str, *, jobs: int | None = None) -> ZramExport:
+    """
+    Write a whole zram device to a file, as a sparse image.
+
+    Pages that are not in memory are holes and are listed in the result. The file is
+    there only when all is written.
+
+    :param zram: ``struct zram *``
+    :param path: Name of the file, which is replaced if it is there.
+    :param jobs: How many processes do it; by default one for each CPU.
+    :raises LookupError: if this kernel's zram is not understood.
+    :raises DumpError: if the file cannot be written.
+    """
+    from drgn_tools.zram_export import export
+
+    return export(_reader(zram), device_name(zram), path, jobs)
+
+
+# --- printing
+
+
+def _print(prog: Program, file: File | None, work: Callable[[File], None]) -> None:
+    printing("zram", prog, file, work)
+
+
+@takes_program_or_default
+def zram_devices(prog: Program, *, file: File | None = None) -> None:
+    """
+    Print the zram devices, like zramctl: their size, what was written (DATA), what
+    became of it (COMPR), the memory that takes (USED), how much smaller that is
+    (RATIO), pages of one repeated word (SAME), pages that did not compress (HUGE), and
+    pages on the backing device (WRITTEN).
+
+    :param file: File to print to. Defaults to :data:`sys.stdout`.
+    :raises LookupError: if this kernel has no zram, or it is not understood.
+    """
+
+    def work(out: File) -> None:
+        from drgn.helpers.common.format import print_table
+
+        from drgn_tools.text import binary_size, printable
+
+        head = "NAME DISKSIZE ALGORITHM DATA COMPR USED RATIO SAME HUGE WRITTEN STREAMS"
+        rows: list[list[object]] = [[*head.split(), "BACKING"]]
+        for zram in for_each_zram(prog):
+            device = zram_device(zram)
+            ratio = device.ratio
+            rows.append(
+                [
+                    printable(device.name),
+                    binary_size(device.disksize) if device.disksize else "-",
+                    printable(",".join(device.algorithms)) or "-",
+                    binary_size(device.stored),
+                    binary_size(device.compressed),
+                    binary_size(device.used),
+                    "-" if ratio is None else f"{ratio:.2f}",
+                    device.same,
+                    device.huge,
+                    device.written_back,
+                    device.streams,
+                    printable(device.backing) or "-",
+                ]
+            )
+        if len(rows) == 1:
+            out.write("no zram devices\n")
+        else:
+            print_table(rows, file=out)
+
+    _print(prog, file, work)
+
+
+def _print_stat(
+    prog: Program, device: str | None, file: File | None, name: str
+) -> None:
+    def work(out: File) -> None:
+        from drgn_tools import zram_text
+
+        zram = find_zram(prog, device)
+        if name == "block_state":
+            for line in zram_text.block_state(_reader(zram)):
+                out.write(line)
+        else:
+            out.write(getattr(zram_text, name)(zram))
+
+    _print(prog, file, work)
+
+
+@takes_program_or_default
+def zram_mm_stat(
+    prog: Program, device: str | None = None, *, file: File | None = None
+) -> None:
+    """
+    Print what :file:`/sys/block/zramN/mm_stat` has.
+
+    :param device: Name of the device; without, the only one that is set up.
+    :param file: File to print to. Defaults to :data:`sys.stdout`.
+    :raises LookupError: if there is no such device.
+    """
+    _print_stat(prog, device, file, "mm_stat")
+
+
+@takes_program_or_default
+def zram_io_stat(
+    prog: Program, device: str | None = None, *, file: File | None = None
+) -> None:
+    """
+    Print what :file:`/sys/block/zramN/io_stat` has.
+
+    Parameters and errors as of :func:`zram_mm_stat`.
+    """
+    _print_stat(prog, device, file, "io_stat")
+
+
+@takes_program_or_default
+def zram_bd_stat(
+    prog: Program, device: str | None = None, *, file: File | None = None
+) -> None:
+    """
+    Print what :file:`/sys/block/zramN/bd_stat` has.
+
+    Parameters and errors as of :func:`zram_mm_stat`; a LookupError also if the kernel
+    has no such file.
+    """
+    _print_stat(prog, device, file, "bd_stat")
+
+
+@takes_program_or_default
+def zram_block_state(
+    prog: Program, device: str | None = None, *, file: File | None = None
+) -> None:
+    """
+    Print what :file:`/sys/kernel/debug/zram/zramN/block_state` has.
+
+    Parameters and errors as of :func:`zram_mm_stat`; a LookupError also if the kernel
+    has no such file.
+    """
+    _print_stat(prog, device, file, "block_state")
+
+
+@takes_program_or_default
+def zram_streams(
+    prog: Program, device: str | None = None, *, file: File | None = None
+) -> None:
+    """
+    Print what each CPU compressed last: whether it can be decompressed, how long it is,
+    who was writing at the crash, and how the page begins.
+
+    :param device: Name of the device; without, all that are set up.
+    :param file: File to print to. Defaults to :data:`sys.stdout`.
+    :raises LookupError: if there is no such device, or it is not understood.
+    """
+
+    def work(out: File) -> None:
+        from drgn.helpers.common.format import print_table
+
+        from drgn_tools.text import printable
+
+        head = "DEVICE CPU ALGORITHM STATE SIZE WRITER PAGE"
+        rows: list[list[object]] = [[*head.split()]]
+        for zram in _chosen(prog, device):
+            for stream in for_each_zram_stream(zram):
+                start = (stream.data or b"")[:32].decode("ascii", "replace")
+                rows.append(
+                    [
+                        printable(device_name(zram)),
+                        "-" if stream.cpu is None else stream.cpu,
+                        printable(stream.algorithm),
+                        stream.state,
+                        stream.size or "-",
+                        printable(stream.writer) or "-",
+                        "".join(c if " " <= c <= "~" else "." for c in start)
+                        or printable(stream.note)
+                        or "-",
+                    ]
+                )
+        print_table(rows, file=out)
+
+    _print(prog, file, work)
+
+
+def _chosen(prog: Program, device: str | None) -> list[Object]:
+    if device is not None:
+        return [find_zram(prog, device)]
+    return [zram for zram in for_each_zram(prog) if _is_set_up(zram)]
+
+
+@takes_program_or_default
+def zs_pools(
+    prog: Program, device: str | None = None, *, file: File | None = None
+) -> None:
+    """
+    Print the zsmalloc pools of zram devices: for each size class that is in use, how
+    many objects there are and have room, and the pages that they take.
+
+    :param device: Name of the device; without, all that are set up.
+    :param file: File to print to. Defaults to :data:`sys.stdout`.
+    :raises LookupError: if there is no such device, or zsmalloc is not understood.
+    """
+
+    def work(out: File) -> None:
+        from drgn.helpers.common.format import print_table
+
+        from drgn_tools.text import printable
+        from drgn_tools.zram_table import where
+        from drgn_tools.zsmalloc import zs_classes
+
+        head = "POOL CLASS SIZE USED ALLOCATED OBJS/ZSPAGE PAGES/ZSPAGE PAGES"
+        rows: list[list[object]] = [[*head.split()]]
+        for zram in _chosen(prog, device):
+            for class_ in zs_classes(where(zram, "mem_pool")):
+                if class_.allocated:
+                    rows.append(
+                        [
+                            printable(device_name(zram)),
+                            class_.index,
+                            class_.size,
+                            class_.used,
+                            class_.allocated,
+                            class_.objects,
+                            class_.pages,
+                            class_.allocated // class_.objects * class_.pages,
+                        ]
+                    )
+        print_table(rows, file=out)
+
+    _print(prog, file, work)

@@ -26,6 +26,7 @@ from drgn_tools.decompress import (
 from drgn_tools.gather import is_little
 from drgn_tools.zram import ZramPage
 from drgn_tools.zram_table import (
+    CHUNK,
     EMPTY,
     HUGE,
     IN_FLIGHT,
@@ -44,6 +45,8 @@ from drgn_tools.zsmalloc import zs_read_many, zs_why
 
 # How often a slot of a running kernel is read until it holds still.
 _TRIES = 5
+# Objects that show how zsmalloc finds them.
+_SAMPLE = 1024
 # A dictionary is given to the kernel in a file; more than this is damage.
 _MAX_DICTIONARY = 64 << 20
 # What the kernel has in params where nobody set anything.
@@ -243,6 +246,15 @@ class Reader:
             if not _is_same(content, again, index):
                 pages[index] = self._still(first + index)
         return pages
+
+    def warm_up(self) -> None:
+        """Find out what is the same for all pages."""
+        for first in range(0, self.count, CHUNK):
+            slots = self.slots(first, min(CHUNK, self.count - first))
+            handles = slots.handle[stored(slots)]
+            if len(handles):
+                zs_read_many(self.pool, handles[:_SAMPLE])
+                return
 
     def _still(self, index: int) -> ZramPage:
         # A slot of a running kernel, twice the same.

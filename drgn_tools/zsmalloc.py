@@ -13,7 +13,9 @@ or damaged object is an error and not somebody else's data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +33,11 @@ from drgn_tools.gather import (
 )
 
 __all__ = (
+    "ZsClass",
     "ZsError",
+    "ZsObject",
+    "for_each_zs_object",
+    "zs_classes",
     "zs_is_missing",
     "zs_read",
     "zs_read_many",
@@ -111,6 +117,9 @@ class _Layout(NamedTuple):
     lru: int
     private_flag: int
     last_flag: int
+    # 4.8 and later: of struct zspage.
+    first: int
+    list: int
 
 
 class _Classes(NamedTuple):
@@ -214,6 +223,8 @@ def _read_layout(prog: Program) -> _Layout:
         lru=0,
         private_flag=0,
         last_flag=0,
+        first=0,
+        list=0,
     )
     zspage = _find_type(prog, "struct zspage")
     if zspage is None:
@@ -233,7 +244,10 @@ def _read_layout(prog: Program) -> _Layout:
             last_flag=_page_flag(prog, "PG_private_2"),
         )
     layout = layout._replace(
-        class_=_field(prog, zspage, "class"), magic=_field(prog, zspage, "magic")
+        class_=_field(prog, zspage, "class"),
+        magic=_field(prog, zspage, "magic"),
+        first=_offset(zspage, "first_zpdesc", "first_page"),
+        list=_offset(zspage, "list"),
     )
     zpdesc = _find_type(prog, "struct zpdesc")
     if zpdesc is not None:
@@ -723,3 +737,141 @@ def zs_read(pool: Object, handle: int, size: int | None = None) -> bytes:
             raise FaultError(message, handle)
         raise ZsError(message)
     return data
+
+
+# --- pools
+
+
+class ZsClass(NamedTuple):
+    """A size class of a pool."""
+
+    index: int  # type: ignore[assignment]
+    """The largest of those that were merged into it."""
+    size: int
+    """Of an object with its head, in bytes."""
+    objects: int
+    """In a zspage."""
+    pages: int
+    """Of a zspage."""
+    allocated: int
+    """Objects that there is room for."""
+    used: int
+    """Objects that there are."""
+
+
+class ZsObject(NamedTuple):
+    """An object of a pool."""
+
+    handle: int
+    size: int
+    """Of its class, without the head, in bytes."""
+    pfn: int
+    offset: int
+    """In that page, of the content."""
+
+
+def zs_classes(pool: Object) -> list[ZsClass]:
+    """
+    The size classes of a pool, with how full they are.
+
+    :param pool: ``struct zs_pool *``
+    :raises ZsError: if the kernel's zsmalloc is not understood.
+    """
+    prog = pool.prog_
+    classes = _classes(pool)
+    found: dict[int, ZsClass] = {}
+    for index, pointer in enumerate(_class_pointers(pool)):
+        size, pages = int(classes.size[index]), int(classes.pages[index])
+        if not size:
+            continue
+        allocated = used = 0
+        with contextlib.suppress(LookupError, FaultError):
+            objs = Object(prog, "struct size_class", address=pointer).stats.objs
+            # OBJ_ALLOCATED until v6.3; the counters are the last two.
+            last = objs.type_.length or 0
+            allocated, used = objs[last - 2].value_(), objs[last - 1].value_()
+        fit = pages * _state(prog).layout.page_size // size
+        found[pointer] = ZsClass(index, size, fit, pages, allocated, used)
+    return sorted(found.values())
+
+
+def _zspages(pool: Object, pointer: int) -> Iterator[int]:
+    # Of a class, from all its lists; damaged ones end.
+    prog = pool.prog_
+    layout = _state(prog).layout
+    lists = Object(prog, "struct size_class", address=pointer).fullness_list
+    seen: set[int] = set()
+    for number in range(min(lists.type_.length or 0, _MAX_CHAIN)):
+        head = lists[number].address_of_().value_()
+        at = head
+        while len(seen) < _MAX_ZSPAGES:
+            try:
+                at = prog.read_word(at)
+            except FaultError:
+                break
+            if at == head or at in seen:
+                break
+            seen.add(at)
+            yield at - layout.list
+
+
+def for_each_zs_object(pool: Object) -> Iterator[ZsObject]:
+    """
+    Iterate over all objects that a pool says are allocated, by walking its zspages.
+
+    :param pool: ``struct zs_pool *``
+    :raises ZsError: if the kernel's zsmalloc is not understood; pools before v4.8
+        cannot be walked.
+    """
+    layout = _state(pool.prog_).layout
+    if not layout.has_zspage:
+        raise ZsError("pools of zsmalloc cannot be walked before Linux 4.8")
+    pointers = _class_pointers(pool)
+    for class_ in zs_classes(pool):
+        zspages = _zspages(pool, pointers[class_.index])
+        while batch := list(islice(zspages, max(1, 1024 // class_.pages))):
+            yield from _objects_of(pool, class_, np.array(batch, np.uint64))
+
+
+def _objects_of(pool: Object, class_: ZsClass, zspages: Words) -> Iterator[ZsObject]:
+    prog = pool.prog_
+    layout = _state(prog).layout
+    page, found = gather(
+        prog, zspages + np.uint64(layout.first), layout.word, layout.page_size
+    )
+    chain = []
+    for _ in range(class_.pages):
+        (follows, back), there = _page_words(
+            prog,
+            layout,
+            np.where(found, page, 0).astype(np.uint64),
+            (layout.next, layout.handle),
+        )
+        found &= there & (page >= np.uint64(layout.memmap))
+        chain.append((page - np.uint64(layout.memmap)) // np.uint64(layout.page))
+        page = follows
+    pfns = np.array(chain)[:, found]
+    backs = back[found]
+    if not pfns.size:
+        return
+    starts = np.arange(class_.objects) * class_.size
+    pages, offsets = np.divmod(starts, layout.page_size)
+    if class_.size == layout.page_size:
+        # Huge, and alone in its zspage.
+        heads = backs[np.newaxis, :]
+        head_size = 0
+    else:
+        read = read_pages(prog, pfns.ravel(), layout.page_size, physical=True)
+        places = read.places(pfns.ravel()).reshape(pfns.shape)
+        words = words_of(prog, read.data, layout.word)
+        at = places[pages] * layout.page_size + offsets[:, np.newaxis]
+        heads = words[at // layout.word]
+        head_size = layout.word
+    # Of a free object it is the number of the next one, with bit 0 clear.
+    for number, place in np.argwhere(heads & np.uint64(1)).tolist():
+        yield ZsObject(
+            int(heads[number, place]) & ~1,
+            class_.size - head_size,
+            int(pfns[pages[number], place]),
+            int(offsets[number]) + head_size,
+        )

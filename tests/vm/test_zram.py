@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""zram and swapped-out memory: what guests wrote, and what their kernels said."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import drgn
+import pytest
+
+from drgn_tools.decompress import decompress
+from drgn_tools.zram import (
+    ZramPage,
+    find_zram,
+    for_each_zram,
+    zram_read,
+    zram_read_many,
+)
+
+from . import peers, zram_guests
+from .known_pages import PAGE
+from .test_extract import extract
+from .zram_guests import DISK_MIB, MATRIX, Guest, Spec
+
+SLOTS = (DISK_MIB << 20) // PAGE
+ZRAM = [spec for spec in MATRIX if spec.devices]
+FILTERED = ("qemu -d 31", "vmcore -d 31")
+
+
+class Case(NamedTuple):
+    """A dump of a guest; by its kind either as it was, or what of it was extracted."""
+
+    spec: Spec
+    kind: str
+    """qemu or vmcore, "-d 31" if extracted, "makedumpfile" if that did it."""
+
+    def __str__(self) -> str:
+        return f"{self.spec.name}: {self.kind}"
+
+    @property
+    def filtered(self) -> bool:
+        return "-d 31" in self.kind
+
+
+class Dump(NamedTuple):
+    """A dump that has been opened."""
+
+    case: Case
+    guest: Guest
+    prog: drgn.Program
+
+
+def by_old_page_types(spec: Spec) -> bool:
+    """Whether makedumpfile 1.7.8 knows the kernel's page types; see makedumpfile.md."""
+    return not spec.kernel.startswith("7.")
+
+
+CASES = [
+    *(Case(spec, kind) for spec in ZRAM for kind in (*spec.kinds, *FILTERED)),
+    *(
+        Case(spec, "vmcore -d 31 makedumpfile")
+        for spec in ZRAM
+        if by_old_page_types(spec)
+    ),
+]
+"""Dumps in which all of zram is."""
+BROKEN = [
+    Case(spec, "vmcore -d 31 makedumpfile")
+    for spec in ZRAM
+    if not by_old_page_types(spec)
+]
+"""Dumps that lack parts of zram."""
+
+
+def filtered(case: Case, guest: Guest, work: Path) -> Path:
+    """Return the dump of a case."""
+    path = guest.dump(case.kind.split()[0])
+    if not case.filtered:
+        return path
+    target = work / "dump"
+    if "makedumpfile" in case.kind:
+        command = [*peers.argv("makedumpfile-sid"), "-l", "-d", "31"]
+        done = subprocess.run([*command, path, target], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    else:
+        extract(path, target, "-d", "31")
+    return target
+
+
+def opened(case: Case, factory: pytest.TempPathFactory) -> Dump:
+    guest = zram_guests.get(case.spec)
+    prog = drgn.Program()
+    prog.set_core_dump(filtered(case, guest, factory.mktemp("zram")))
+    prog.load_debug_info(guest.kernel.debug_files())
+    return Dump(case, guest, prog)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def dump(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Dump:
+    return opened(request.param, tmp_path_factory)
+
+
+# --- the guests themselves
+
+
+@pytest.fixture(params=ZRAM, ids=lambda spec: spec.name)
+def guest(request: pytest.FixtureRequest) -> Guest:
+    return zram_guests.get(request.param)
+
+
+def state(guest: Guest, number: int) -> dict[int, str]:
+    """Return the flags that the kernel's block_state shows, by slot."""
+    text = guest.facts()[f"zram{number}/block_state"].decode()
+    return {int(line.split()[0]): line.split()[-1] for line in text.splitlines()}
+
+
+def test_every_algorithm_has_a_device(guest: Guest) -> None:
+    facts = guest.facts()
+    offered = set(re.findall(r"[\w-]+", facts["zram0/comp_algorithm"].decode()))
+    used = set()
+    for number, device in enumerate(guest.spec.devices):
+        said = facts[f"zram{number}/comp_algorithm"].decode()
+        assert f"[{device.algorithm}]" in said
+        used.add(device.algorithm)
+    assert offered <= used
+
+
+def test_devices_hold_what_is_known(guest: Guest) -> None:
+    for number, device in enumerate(guest.spec.devices):
+        flags = state(guest, number)
+        assert flags.keys() == zram_guests.known(number).keys()
+        said = "".join(flags.values())
+        assert "s" in said and "h" in said.replace("w", "h")
+        assert ("w" in said) == bool(device.writeback)
+        assert ("r" in said) == bool(device.recompress)
+        # These two may clear the mark.
+        assert "i" in said or device.writeback or device.recompress
+
+
+# --- pages
+
+
+@functools.cache
+def expected(number: int) -> list[bytes]:
+    """Return all pages of a device; where nothing is stored, the kernel reads zeros."""
+    known = zram_guests.known(number)
+    return [known.get(index, bytes(PAGE)) for index in range(SLOTS)]
+
+
+SAID = {
+    "no": ("empty",),
+    "s": ("zero", "same"),
+    "w": ("written back",),
+    "wh": ("written back",),
+    "h": ("huge",),
+    "": ("compressed",),
+}
+"""What a slot is, by block_state's first three flags."""
+
+
+def test_every_page(dump: Dump) -> None:
+    for number, device in enumerate(dump.guest.spec.devices):
+        pages = zram_read_many(find_zram(dump.prog, f"zram{number}"), 0, SLOTS)
+        flags = state(dump.guest, number)
+        for index, (page, wanted) in enumerate(zip(pages, expected(number))):
+            said = flags[index][:3].replace(".", "") if index in flags else "no"
+            assert page.kind in SAID[said]
+            if page.kind == "written back":
+                assert page.data is None
+                assert written_back(dump.guest, number, page) == wanted
+            else:
+                assert page.data == wanted, (device, index, page.kind, page.note)
+                assert not page.note
+
+
+def written_back(guest: Guest, number: int, page: ZramPage) -> bytes:
+    """Return a page from the backing disk, where the note says that it is."""
+    backing = guest.facts()[f"zram{number}/backing_dev"].decode().strip()
+    found = re.fullmatch(
+        rf"written back to {backing}, offset (\d+)(?:, (\d+) bytes of ([\w-]+))?",
+        page.note,
+    )
+    assert found, page.note
+    with guest.backing(number).open("rb") as file:
+        file.seek(int(found.group(1)))
+        content = file.read(PAGE)
+    if found.group(2):
+        return decompress(found.group(3), content[: int(found.group(2))])
+    return content
+
+
+def test_one_page_like_many(dump: Dump) -> None:
+    for number in range(len(dump.guest.spec.devices)):
+        zram = find_zram(dump.prog, f"zram{number}")
+        pages = zram_read_many(zram, 0, SLOTS)
+        assert [zram_read(zram, index) for index in range(0, SLOTS, 5)] == pages[::5]
+        with pytest.raises(ValueError, match=f"zram{number} has {SLOTS} pages"):
+            zram_read(zram, SLOTS)
+
+
+@pytest.mark.parametrize("case", BROKEN, ids=str)
+def test_where_makedumpfile_drops_slab(
+    case: Case, tmp_path_factory: pytest.TempPathFactory, record_property: Any
+) -> None:
+    """What there is, is right, and the rest is named."""
+    dump = opened(case, tmp_path_factory)
+    counts: collections.Counter[str] = collections.Counter()
+    for number, zram in enumerate(for_each_zram(dump.prog)):
+        if number >= len(case.spec.devices):
+            break
+        try:
+            pages = zram_read_many(zram, 0, SLOTS)
+        except (LookupError, ValueError, drgn.FaultError) as e:
+            assert str(e)
+            counts["of devices that are not there"] += SLOTS
+            continue
+        for page, wanted in zip(pages, expected(number)):
+            if page.data is None:
+                assert page.note
+                counts["named"] += 1
+            else:
+                assert page.data == wanted
+                counts["right"] += 1
+    record_property("zram", f"{case}: {dict(counts)}")
+    assert counts["right"] > 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import collections
 import functools
+import io
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +20,22 @@ from drgn_tools.zram import (
     ZramPage,
     find_zram,
     for_each_zram,
+    for_each_zram_orphan,
+    for_each_zram_slot,
+    for_each_zram_stream,
+    zram_bd_stat,
+    zram_block_state,
+    zram_device,
+    zram_devices,
+    zram_export,
+    zram_io_stat,
+    zram_mm_stat,
     zram_read,
     zram_read_many,
 )
+from drgn_tools.zsmalloc import zs_classes
 
-from . import peers, zram_guests
+from . import bench, peers, zram_guests
 from .known_pages import PAGE
 from .test_extract import extract
 from .zram_guests import DISK_MIB, MATRIX, Guest, Spec
@@ -228,3 +241,137 @@ def test_where_makedumpfile_drops_slab(
                 counts["right"] += 1
     record_property("zram", f"{case}: {dict(counts)}")
     assert counts["right"] > 0
+
+
+# --- what the kernel says
+
+
+def numbers(guest: Guest) -> range:
+    """Return the numbers of a guest's devices, those of files and of swap too."""
+    return range(guest.spec.swap_device + 1)
+
+
+def printed(helper: Callable[..., None], *arguments: Any) -> str:
+    out = io.StringIO()
+    helper(*arguments, file=out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "helper",
+    [zram_mm_stat, zram_io_stat, zram_bd_stat, zram_block_state],
+    ids=lambda helper: helper.__name__.removeprefix("zram_"),
+)
+def test_text_is_the_kernels(dump: Dump, helper: Callable[..., None]) -> None:
+    file = helper.__name__.removeprefix("zram_")
+    facts = dump.guest.facts()
+    for number in numbers(dump.guest):
+        said = facts[f"zram{number}/{file}"].decode()
+        assert printed(helper, dump.prog, f"zram{number}") == said
+        assert said
+
+
+def test_counters_follow_from_the_slots(dump: Dump) -> None:
+    facts = dump.guest.facts()
+    for number in numbers(dump.guest):
+        zram = find_zram(dump.prog, f"zram{number}")
+        slots = list(for_each_zram_slot(zram))
+        kinds = collections.Counter(slot.kind for slot in slots)
+        said = [int(word) for word in facts[f"zram{number}/mm_stat"].split()]
+        assert len(slots) - kinds["empty"] == said[0] // PAGE
+        # Of what was written back, the slot may still have the size.
+        stored = [s for s in slots if s.kind in ("huge", "compressed")]
+        assert sum(slot.size for slot in stored) == said[1]
+        assert kinds["zero"] + kinds["same"] == said[5]
+        assert kinds["huge"] == said[7]
+        assert kinds["written back"] == int(facts[f"zram{number}/bd_stat"].split()[0])
+        assert not kinds["in flight"] + kinds["unreadable"]
+        classes = zs_classes(zram.mem_pool)
+        pages = sum(c.allocated // c.objects * c.pages for c in classes)
+        assert pages == said[2] // PAGE
+        assert sum(class_.used for class_ in classes) == len(stored)
+        assert not list(for_each_zram_orphan(zram))
+
+
+def chosen(text: bytes) -> list[str]:
+    """Return the algorithms that comp_algorithm or recomp_algorithm has in brackets."""
+    return re.findall(r"\[([\w-]+)\]", text.decode("ascii", "replace"))
+
+
+def test_devices_are_as_sysfs_has_them(dump: Dump) -> None:
+    facts = dump.guest.facts()
+    for number in numbers(dump.guest):
+        device = zram_device(find_zram(dump.prog, f"zram{number}"))
+        where = f"zram{number}"
+        algorithms = chosen(facts[f"{where}/comp_algorithm"])
+        algorithms += chosen(facts.get(f"{where}/recomp_algorithm", b""))
+        assert (device.name, list(device.algorithms)) == (where, algorithms)
+        assert device.disksize == int(facts[f"{where}/disksize"])
+        backing = facts[f"{where}/backing_dev"].decode().strip()
+        assert (device.backing or "none") == backing
+        said = [int(word) for word in facts[f"{where}/mm_stat"].split()]
+        assert [device.stored, device.compressed, device.used] == said[:3]
+        assert [device.limit, device.most_used, device.same] == said[3:6]
+        assert device.huge == said[7]
+        assert device.streams == zram_guests.CPUS
+        lines = printed(zram_devices, dump.prog).splitlines()
+        assert lines[number + 1].split()[0] == where
+        assert len(lines) == len(numbers(dump.guest)) + 1
+
+
+# --- streams
+
+
+def test_the_last_page_of_each_cpu(dump: Dump) -> None:
+    for number in range(len(dump.guest.spec.devices)):
+        zram = find_zram(dump.prog, f"zram{number}")
+        last = {
+            stream.cpu: stream.data
+            for stream in for_each_zram_stream(zram)
+            if stream.priority == 0
+        }
+        assert last == zram_guests.last_pages(number)
+
+
+def test_streams_of_recompression(dump: Dump) -> None:
+    for number, device in enumerate(dump.guest.spec.devices):
+        zram = find_zram(dump.prog, f"zram{number}")
+        seen = set()
+        for stream in for_each_zram_stream(zram):
+            assert not stream.writer
+            if stream.priority:
+                assert stream.state in ("decoded", "unused")
+            if stream.data is not None and stream.priority:
+                assert stream.data in zram_guests.known(number).values()
+                seen.add(stream.algorithm)
+        assert seen == {algorithm for algorithm, _ in device.recompress}
+
+
+# --- images
+
+
+def test_an_image_has_every_page(dump: Dump, tmp_path: Path) -> None:
+    for number in range(len(dump.guest.spec.devices)):
+        image = tmp_path / f"zram{number}"
+        done = zram_export(find_zram(dump.prog, f"zram{number}"), str(image))
+        gone = {page.index for page in done.missing}
+        flags = state(dump.guest, number)
+        assert gone == {index for index, said in flags.items() if "w" in said}
+        wanted = [
+            bytes(PAGE) if index in gone else page
+            for index, page in enumerate(expected(number))
+        ]
+        assert image.read_bytes() == b"".join(wanted)
+        assert not done.doubtful
+
+
+def test_files_of_a_file_system(dump: Dump, tmp_path: Path) -> None:
+    number = dump.guest.spec.files_device
+    image = tmp_path / "image"
+    done = zram_export(find_zram(dump.prog, f"zram{number}"), str(image))
+    assert not done.missing
+    bench.run(["e2fsck", "-f", "-n", image])
+    # Its own command line takes no other form.
+    bench.run(["debugfs", "-R", f"rdump / {tmp_path}", image])
+    for path, content in zram_guests.files().items():
+        assert (tmp_path / path).read_bytes() == content, path

@@ -93,7 +93,7 @@ def _areas(mm: Object) -> Iterator[Object]:
 
 def _leaves(mm: Object, root: int) -> Iterator[int]:
     todo = [(root, 0, _U64)]
-    seen = set()
+    seen: set[int] = set()
     while todo:
         node, low, high = todo.pop()
         if node in seen or len(seen) >= _MAX_NODES:

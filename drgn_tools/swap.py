@@ -17,10 +17,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from drgn import FaultError, IntegerLike, Object, Program, ProgramFlags
-from drgn.helpers.common.prog import takes_object_or_program_or_default
 
 if TYPE_CHECKING:
-    from drgn_tools.mappings import Mapping
     from drgn_tools.page_tables import Entries
     from drgn_tools.printing import File
     from drgn_tools.swap_areas import Place, Swap
@@ -35,6 +33,8 @@ __all__ = (
 )
 
 _PAGE_SIZE = 4096
+# Pages decompressed together.
+_BATCH = 256
 # Of a running kernel: how often a page may move while it is read.
 _TRIES = 8
 
@@ -256,24 +256,30 @@ class _Reader:
                     yield place._replace(kind="excluded"), None, why
                 else:
                     yield place, data, ""
-        elif place.read is not None:
-            yield place, *place.read()
+        elif place.store is not None:
+            (found,) = place.store([place.item])
+            yield _found(place, found)
         else:
             for _ in range(pages):
                 yield place, None, place.note
 
     def pages(self, start: int, end: int) -> Iterator[SwapPage]:
+        # What one store has is asked for together, which is much faster.
+        waiting: list[tuple[int, Place]] = []
         for span in self.spans(start, end):
             for address, count, place in self.places(span):
-                for number, (found, data, why) in enumerate(self.read(count, place)):
-                    yield SwapPage(
-                        address + number * _PAGE_SIZE,
-                        found.kind,
-                        found.where,
-                        found.slot,
-                        data,
-                        why,
-                    )
+                if waiting and (
+                    place.store != waiting[0][1].store or len(waiting) == _BATCH
+                ):
+                    yield from _stored(waiting)
+                    waiting = []
+                if place.store is not None:
+                    waiting.append((address, place))
+                    continue
+                for number, found in enumerate(self.read(count, place)):
+                    yield _page(address + number * _PAGE_SIZE, *found)
+        if waiting:
+            yield from _stored(waiting)
 
     def ranges(self, start: int, end: int) -> Iterator[SwapRange]:
         for span in self.spans(start, end):
@@ -307,6 +313,24 @@ class _Reader:
             for span in self.spans(start, end)
             for address, _, place in self.places(span)
         ]
+
+
+def _found(place: Place, found: bytes | str) -> tuple[Place, bytes | None, str]:
+    if isinstance(found, bytes):
+        return place, found, ""
+    return place, None, found
+
+
+def _page(address: int, place: Place, data: bytes | None, why: str) -> SwapPage:
+    return SwapPage(address, place.kind, place.where, place.slot, data, why)
+
+
+def _stored(waiting: list[tuple[int, Place]]) -> Iterator[SwapPage]:
+    store = waiting[0][1].store
+    assert store is not None
+    results = store([place.item for _, place in waiting])
+    for (address, place), found in zip(waiting, results):
+        yield _page(address, *_found(place, found))
 
 
 def _range(start: int, end: int, place: Place, why: str) -> SwapRange:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Iterator
-from typing import Callable, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from drgn import FaultError, Object, Program, ProgramFlags, container_of
 from drgn.helpers.linux.mm import compound_nr, page_to_pfn, pfn_to_page
@@ -22,7 +22,10 @@ from drgn_tools.mappings import Mapping
 from drgn_tools.page_tables import levels
 from drgn_tools.printing import one_line
 from drgn_tools.xarrays import Memory, Xarrays
-from drgn_tools.zswap import zswap_find, zswap_read
+from drgn_tools.zswap import Zswap
+
+if TYPE_CHECKING:
+    from drgn_tools.zram import ZramPage
 
 PAGE_SIZE = 4096
 # Pages read at once.
@@ -36,6 +39,10 @@ class _Damaged(LookupError):
     pass
 
 
+#: Returns of each item the page, or why it cannot be had.
+Store = Callable[[Sequence[Any]], "list[bytes | str]"]
+
+
 class Place(NamedTuple):
     """Where a page is, before it is read."""
 
@@ -46,8 +53,10 @@ class Place(NamedTuple):
     note: str = ""
     pfn: int | None = None
     """Its page frame, if it is in memory."""
-    read: Callable[[], tuple[bytes | None, str]] | None = None
-    """Returns what is stored elsewhere, or None and why."""
+    store: Store | None = None
+    """What has it, if it is not a page frame."""
+    item: Any = None
+    """What *store* has it under."""
     otherwise: Callable[[], Place] | None = None
     """Returns where else it is, should its page frame not be in the dump."""
 
@@ -165,14 +174,6 @@ def _has_function(prog: Program, name: str) -> bool:
     return True
 
 
-def _has_type(prog: Program, name: str) -> bool:
-    try:
-        prog.type(name)
-    except LookupError:
-        return False
-    return True
-
-
 def _address_of(prog: Program, name: str) -> int | None:
     try:
         return prog[name].address_
@@ -223,6 +224,7 @@ class Swap:
         self.memory = Memory(prog)
         self.frames = Frames(prog)
         self.xarrays = Xarrays(prog, self.memory)
+        self.zswap = Zswap(prog, self.memory, self.xarrays)
         self._areas: dict[int, _Area] = {}
         self._max_areas = prog["swap_info"].type_.length or 0
         enumerators = prog.type("enum pageflags").enumerators or ()
@@ -235,9 +237,10 @@ class Swap:
         self._private = prog.type("struct page").member("private").offset
         # Linux kernel commit 7b230db3b8d3 ("mm: Introduce struct folio") (in v5.16).
         # Since then pages have lost some of the members.
-        self._head = (
-            "struct folio *" if _has_type(prog, "struct folio") else "struct page *"
-        )
+        try:
+            self._head = prog.type("struct folio *")
+        except LookupError:
+            self._head = prog.type("struct page *")
         self._shmem_aops = _address_of(prog, "shmem_aops")
 
     def place(self, type_: int, offset: int) -> Place:
@@ -276,7 +279,7 @@ class Swap:
         space = mapping.pages
         assert space is not None
         index = mapping.first + (address - mapping.start) // PAGE_SIZE
-        entry, first = self.xarrays.find(space.i_pages, index)
+        entry, first = self.xarrays.find(space.i_pages.address_, index)
         shared = self._shmem_aops and space.a_ops.value_() == self._shmem_aops
         if entry & 1 and shared:
             # A swp_entry_t, of large folios for several pages.
@@ -451,18 +454,28 @@ class _Area:
             return bool(bitmap and memory.word(bitmap + 8 * (at // 64)) >> at % 64 & 1)
         return bool(word & _TABLE_ZERO)
 
-    def _from_spaces(self, offset: int) -> int:
-        # The struct page in the swap cache, until 6.17.
+    @functools.cached_property
+    def _spaces(self) -> tuple[int, int, int]:
+        # The first of the swap cache's xarrays, how far they are apart, and how many
+        # there are. Until 6.17.
         spaces = self._prog["swapper_spaces"][self._number].read_()
-        index = offset >> _SPACE_SHIFT
         count = self._prog["nr_swapper_spaces"][self._number].value_()
-        if not spaces or index >= count:
+        if not spaces:
+            return 0, 0, 0
+        type_ = spaces.type_.type
+        first = spaces.value_() + type_.member("i_pages").offset
+        return first, type_.size or 0, count
+
+    def _from_spaces(self, offset: int) -> int:
+        # The struct page in the swap cache, if there is one.
+        first, size, count = self._spaces
+        index = offset >> _SPACE_SHIFT
+        if index >= count:
             return 0
-        pages = spaces[index].i_pages
         # By the whole offset until 6.10, by its low bits since. The tree for those is
         # too low for any other, and one for whole offsets has nothing there.
         for key in dict.fromkeys((offset, offset & ((1 << _SPACE_SHIFT) - 1))):
-            pointer = self._swap.xarrays.load(pages, key)
+            pointer = self._swap.xarrays.load(first + index * size, key)
             # A value is for the working set.
             if pointer and not pointer & 3:
                 return pointer
@@ -480,19 +493,32 @@ class _Area:
     def _stored(self, offset: int, zero: bool) -> Place:
         where = (self._name, offset)
         if zero:
-            return Place("zero", *where, read=lambda: (bytes(PAGE_SIZE), ""))
-        swap = self._swap
-        entry = zswap_find(self._prog, swap.memory, swap.xarrays, self._number, offset)
-        if entry is not None:
-            value = self._number << _TYPE_SHIFT | offset
-            return Place(
-                "zswap", *where, read=functools.partial(_read_zswap, entry, value)
-            )
-        zram = self._zram
-        if zram is None:
+            return Place("zero", *where, store=_zeros)
+        zswap = self._swap.zswap
+        entry = zswap.find(self._number, offset)
+        if entry:
+            item = (entry, self._number << _TYPE_SHIFT | offset)
+            return Place("zswap", *where, store=zswap.read_many, item=item)
+        if self._zram is None:
             return Place("device", *where, note="it is on a device that is not zram")
-        index = self._block(offset)
-        return Place("zram", *where, read=functools.partial(_read_zram, zram, index))
+        return Place("zram", *where, store=self._read_zram, item=self._block(offset))
+
+    def _read_zram(self, blocks: Sequence[int]) -> list[bytes | str]:
+        from drgn_tools.zram import zram_read_many
+
+        results: list[bytes | str] = []
+        at = 0
+        while at < len(blocks):
+            stop = at + 1
+            while stop < len(blocks) and blocks[stop] == blocks[stop - 1] + 1:
+                stop += 1
+            try:
+                pages = zram_read_many(self._zram, blocks[at], stop - at)
+                results += [_from_zram(page) for page in pages]
+            except (FaultError, LookupError, ValueError) as error:
+                results += [one_line(error)] * (stop - at)
+            at = stop
+        return results
 
     @functools.cached_property
     def _zram(self) -> Object | None:
@@ -509,7 +535,7 @@ class _Area:
     def _extents(self) -> list[tuple[int, int, int]]:
         # struct swap_extent: of a device there is one.
         extents = []
-        seen = set()
+        seen: set[int] = set()
         todo = [self._info.swap_extent_root.rb_node]
         while todo:
             node = todo.pop()
@@ -539,23 +565,12 @@ class _Area:
         raise _Damaged(f"slot {offset} of {self._name} is in none of its extents")
 
 
-def _read_zswap(entry: Object, value: int) -> tuple[bytes | None, str]:
-    try:
-        return zswap_read(entry, value), ""
-    except (FaultError, LookupError, ValueError) as error:
-        return None, f"zswap: {one_line(error)}"
+def _zeros(items: Sequence[Any]) -> list[bytes | str]:
+    return [bytes(PAGE_SIZE)] * len(items)
 
 
-def _read_zram(zram: Object, index: int) -> tuple[bytes | None, str]:
-    from drgn_tools.zram import zram_read
-
-    try:
-        page = zram_read(zram, index)
-    except (FaultError, LookupError, ValueError) as error:
-        return None, f"zram: {one_line(error)}"
+def _from_zram(page: ZramPage) -> bytes | str:
     if page.data is None:
-        return None, f"zram: {page.note or page.kind}"
-    # The kernel would read zeros, but swapped nothing out to there.
-    if page.kind == "empty":
-        return None, "zram: its slot is empty"
-    return page.data, ""
+        return page.note or page.kind
+    # The kernel would read zeros, but that is not what it swapped out.
+    return "its slot is empty" if page.kind == "empty" else page.data

@@ -9,7 +9,7 @@ memory is read by pages, and no lookup is longer than the tree is high.
 
 from __future__ import annotations
 
-from drgn import Object, Program, ProgramFlags
+from drgn import Program, ProgramFlags
 
 _PAGE_SIZE = 4096
 _KEPT_PAGES = 4096
@@ -59,6 +59,7 @@ class Xarrays:
     """What all xarrays of a kernel have in common."""
 
     def __init__(self, prog: Program, memory: Memory) -> None:
+        self._head = prog.type("struct xarray").member("xa_head").offset
         node = prog.type("struct xa_node")
         slots = node.member("slots")
         self._memory = memory
@@ -68,22 +69,22 @@ class Xarrays:
         self._chunk = slots.type.length or 64
         self._bits = self._chunk.bit_length() - 1
 
-    def load(self, xa: Object, index: int) -> int:
+    def load(self, xa: int, index: int) -> int:
         """
         What is at an index: 0 for nothing, a pointer, or a value with bit 0 set.
 
-        :param xa: ``struct xarray`` or a pointer to it.
+        :param xa: address of the ``struct xarray``.
         :raises DamagedTree: if that cannot be told.
         :raises FaultError: if a node is not in the dump.
         """
         return self.find(xa, index)[0]
 
-    def find(self, xa: Object, index: int) -> tuple[int, int]:
+    def find(self, xa: int, index: int) -> tuple[int, int]:
         """
         Like :meth:`load`, and the first index that has the same entry, of which it
         may be for several.
         """
-        entry: int = xa.xa_head.value_()
+        entry = self._memory.word(xa + self._head)
         if not _is_node(entry):
             # Of index 0 only.
             return (0 if index or _is_internal(entry) else entry), 0

@@ -38,10 +38,10 @@ __all__ = (
     "zram_io_stat",
     "zram_mm_stat",
     "zram_of_disk",
+    "zram_pools",
     "zram_read",
     "zram_read_many",
     "zram_streams",
-    "zs_pools",
 )
 
 # numpy and the decoders are imported by those who need them: every drgn imports this.
@@ -611,7 +611,7 @@ def _chosen(prog: Program, device: str | None) -> list[Object]:
 
 
 @takes_program_or_default
-def zs_pools(
+def zram_pools(
     prog: Program, device: str | None = None, *, file: File | None = None
 ) -> None:
     """

@@ -791,6 +791,7 @@ class ZramKernel:
         cpus = len(buffers)
         mask = self.variable("__cpu_online_mask", "struct cpumask")
         self.write(mask, (1 << cpus) - 1, self.word)
+        self.variable("nr_cpu_ids", "u32", cpus)
         offsets = self.variable("__per_cpu_offset", f"arr {cpus} long")
         name = "struct zcomp_strm"
         size = self.layout(name)[0]

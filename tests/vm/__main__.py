@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Optional
 
 from . import bench, cache, dumps, guest, kernels, live_drgn, peers, pstore_guests, qemu
+from . import zram_guests as zram
 from .bench import BenchError
 
 
@@ -32,6 +33,9 @@ def _list(args: argparse.Namespace) -> int:
     for region in pstore_guests.MATRIX:
         have = pstore_guests.cached(region)
         line("pstore", region.name, have, str(have or ""))
+    for devices in zram.MATRIX:
+        have = zram.cached(devices)
+        line("zram", devices.name, have, str(have or ""))
     root = cache.root()
     print(f"in all  {root!s:34} {cache.size(root) / 1e6:6.0f} MB")
     return 0
@@ -109,6 +113,12 @@ def _pstore(args: argparse.Namespace) -> int:
     return 0
 
 
+def _zram(args: argparse.Namespace) -> int:
+    for left in zram.matrix(jobs=args.jobs):
+        print(left.folder)
+    return 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     # Its drgn is not needed for anything else here.
     from . import demo
@@ -162,6 +172,8 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument("--jobs", type=int, default=2, help="boots at once")
     regions = add("pstore", _pstore, "ramoops regions, and what kernels made of them")
     regions.add_argument("--jobs", type=int, default=2, help="boots at once")
+    devices = add("zram", _zram, "zram devices and swapped-out memory that are known")
+    devices.add_argument("--jobs", type=int, default=2, help="boots at once")
     add("demo", _demo, "crash a kernel, extract its dump, and open it with drgn")
     return parser
 

@@ -12,9 +12,9 @@ zeros that a literal run has put in front of the page. Where such runs are is no
 without reading all instructions, which Python is slow at. So what looks like one is
 replaced, and if that was wrong it shows, because it is done twice, differently:
 
-* In front of the page, no byte is the same both times, but the zeros that the new
-  matches find, both times elsewhere. So a match that reaches what is before the page's
-  start makes the pages differ.
+* What is in front of the page differs in every byte. So a match that reaches what is
+  before the page's start makes the pages differ, but for the new matches: they are from
+  where there are zeros, both times elsewhere.
 * Of the first three bytes of a new instruction, none is the same both times. If the
   first is taken for a literal, the pages differ. If it is taken for part of an
   instruction, something follows that makes them differ, whichever part it is:
@@ -25,8 +25,8 @@ replaced, and if that was wrong it shows, because it is done twice, differently:
   - the low half of a distance: two bits of it say that literals follow, of which the
     first is its third byte;
   - the end of a literal run's length: its second byte is that run's first;
-  - the end of a match's length: that match is of zeros in front of the page the one
-    time, and not the other, or is out of reach.
+  - the end of a match's length: the next two are that match's distance, with which it
+    has zeros from in front of the page the one time, and not the other.
 
 * What is a run of zeros and was not replaced is out of liblzo's reach.
 
@@ -49,12 +49,11 @@ _RUNS = (
 _END = b"\x11\0\0"
 # The largest page that is decompressed fast.
 _MOST = 4096
-# How far back the new matches are: the first is for opcodes from 32 on, the second for
-# those from 16 on. Their low bits are what makes second bytes 4 to 11.
-_NEAR = 2 * _MOST + 2
-_FAR = 0x4000 + _MOST + 2
-# Bytes in front of the page.
-_FRONT = _FAR
+# How far back the new matches are, and how long what is in front of the page is: the
+# first is for opcodes from 32 on, the second for those from 16 on. Their low six bits
+# are what makes the second bytes 4 to 11.
+_NEAR = _MOST + 2
+_FAR = 0x4000 + _MOST + 64 + 2
 
 
 def _counted(op: int, most: int, count: int) -> bytes:
@@ -65,11 +64,9 @@ def _counted(op: int, most: int, count: int) -> bytes:
     return bytes([op, *bytes(zeros), last + 1])
 
 
-def _front(filler: int, distance: int) -> bytes:
-    """A literal run, of filler and the zeros that are so far back."""
-    content = bytes([filler]) * (_FRONT - distance) + bytes(_MOST)
-    # What follows it has the last three once more.
-    content = content.ljust(_FRONT - 3, bytes([filler]))
+def _front(filler: int, size: int) -> bytes:
+    """A literal run: zeros, then filler, of which :data:`_STARTS` add three bytes."""
+    content = bytes(_MOST).ljust(size, bytes([filler]))[:-3]
     return _counted(0, 15, len(content) - 3) + content
 
 
@@ -102,8 +99,8 @@ def _replacement(op: int, most: int, distance: int) -> Callable[[bytes], bytes]:
 
 _STARTS = [_start(first) for first in range(256)]
 _WAYS = (
-    (_front(0x55, _NEAR), _replacement(32, 31, _NEAR - 1)),
-    (_front(0xAA, _FAR), _replacement(16, 7, _FAR - 0x4000)),
+    (_NEAR, _front(0x00, _NEAR), _replacement(32, 31, _NEAR - 1)),
+    (_FAR, _front(0xFF, _FAR), _replacement(16, 7, _FAR - 0x4000)),
 )
 
 
@@ -128,16 +125,15 @@ def decompress(data: bytes, size: int) -> bytes | None:
         return None
     if size > _MOST:
         return None
-    start = _STARTS[body[0]]
     for pattern in _RUNS:
-        pieces = pattern.split(body[1:])
-        found = pieces[1::2]
+        pieces = [b"", _STARTS[body[0]], *pattern.split(body[1:])]
+        found = pieces[3::2]
         pages: list[bytes] = []
         try:
-            for front, replacement in _WAYS:
-                pieces[1::2] = map(replacement, found)
-                stream = front + start + b"".join(pieces)
-                pages.append(lzo.decompress(stream, False, _FRONT + size)[_FRONT:])
+            for before, pieces[0], replacement in _WAYS:
+                pieces[3::2] = map(replacement, found)
+                content = lzo.decompress(b"".join(pieces), False, before + size)
+                pages.append(content[before:])
         except lzo.error:
             continue
         if pages[0] == pages[1]:

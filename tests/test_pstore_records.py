@@ -306,6 +306,15 @@ def bits842(*fields: tuple[int, int]) -> bytes:
     return int(text, 2).to_bytes(len(text) // 8, "big")
 
 
+def crc32_be(data: bytes) -> int:
+    crc = 0
+    for byte in data:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = crc << 1 ^ (0x104C11DB7 if crc >> 31 else 0)
+    return crc
+
+
 def packed842(data: bytes) -> bytes:
     """Without much of compression, but with each kind of operation."""
     fields: list[tuple[int, int]] = []
@@ -344,7 +353,7 @@ def packed842(data: bytes) -> bytes:
         at += 8
     if data[end:]:
         fields += [(5, 0x1D), (3, len(data) - end), *((8, byte) for byte in data[end:])]
-    fields += [(5, 0x1E), (32, zlib.crc32(data))]
+    fields += [(5, 0x1E), (32, crc32_be(data))]
     return bits842(*fields)
 
 

@@ -73,7 +73,7 @@ def decode(data: bytes, size: int, out: bytearray) -> int:
 
     :param size: bytes that it has at the most.
     :param out: empty; gets the bytes, those before an error too.
-    :return: bytes of *data* that it takes, padding included, if all of it is there.
+    :return: bytes of *data* that it takes, padding included.
     :raises ValueError: if it is no stream, is cut short, is longer than *size*, or its
         checksum is another.
     """
@@ -130,7 +130,10 @@ def decode(data: bytes, size: int, out: bytearray) -> int:
         elif op == _END:
             if window >> left - 32 & 0xFFFFFFFF != _crc32_be(out):
                 raise ValueError("its checksum is wrong")
-            return min((at + 63) // 64 * 8, end // 8)
+            used = (at + 63) // 64 * 8
+            if 8 * used > end:
+                raise ValueError("its padding is cut short")
+            return used
         else:
             raise ValueError("it has an unknown operation")
 

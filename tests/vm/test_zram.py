@@ -38,6 +38,7 @@ from drgn_tools.zram import (
     zram_read_many,
 )
 from drgn_tools.zsmalloc import zs_classes
+from tests.command import Outcome, drgn_tools
 
 from . import (
     bench,
@@ -405,6 +406,42 @@ def test_files_of_a_file_system(dump: Dump, tmp_path: Path) -> None:
     bench.run(["debugfs", "-R", f"rdump / {tmp_path}", image])
     for path, content in zram_guests.files().items():
         assert (tmp_path / path).read_bytes() == content, path
+
+
+# --- the command
+
+
+@pytest.mark.parametrize(
+    "case", [Case(ZRAM[0], "qemu"), Case(ZRAM[3], "vmcore")], ids=str
+)
+def test_command(case: Case, tmp_path: Path) -> None:
+    guest = zram_guests.get(case.spec)
+    facts = guest.facts()
+    symbols = [
+        f"--symbols={path}"
+        for path in guest.kernel.debug_files()
+        if path.stem in ("vmlinux", "zram", "zsmalloc")
+    ]
+
+    def run(*options: str, status: int = 0) -> Outcome:
+        done = drgn_tools("zram", guest.dump(case.kind), *symbols, *options)
+        assert done.status == status, done.stderr
+        return done
+
+    lines = run().stdout.splitlines()
+    assert len(lines) == 1 + len(numbers(guest))
+    for stat in ("mm-stat", "block-state"):
+        said = run("--stat", stat, "--device", "zram1").stdout
+        assert said == facts[f"zram1/{stat.replace('-', '_')}"].decode()
+    image = tmp_path / "image"
+    assert "0 missing" in run("--device", "zram1", "-o", str(image)).stdout
+    assert image.read_bytes() == b"".join(expected(1))
+    (number, *_) = (n for n, d in enumerate(case.spec.devices) if d.writeback)
+    gone = run("--device", f"zram{number}", "-o", str(image), status=1)
+    assert "written back to /dev/" in gone.stderr
+    told = json.loads(run("--json").stdout)["devices"]
+    assert [device["name"] for device in told] == [f"zram{n}" for n in numbers(guest)]
+    assert told[1]["slots"]["empty"] == SLOTS - len(zram_guests.known(1))
 
 
 # --- a kernel that is running

@@ -18,7 +18,7 @@ packages_guest="qemu-system-x86 busybox-static kmod e2fsprogs debian-archive-key
 packages_kernel_build="make binutils flex bison bc libelf-dev libssl-dev xz-utils"
 
 # Room that a filled cache takes, and that a run needs besides, in MiB.
-cache_demo=2500 cache_test=11500
+cache_demo=2500 cache_test=13500
 work_demo=1000 work_test=4000
 
 set_up() {

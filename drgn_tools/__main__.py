@@ -18,6 +18,7 @@ _COMMANDS = {
     "info": "drgn_tools.capture_commands",
     "pstore": "drgn_tools.pstore_commands",
     "verify": "drgn_tools.capture_commands",
+    "zram": "drgn_tools.zram_commands",
 }
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
 
 # The modules whose ``__all__`` becomes names of drgn.helpers.linux.
-_HELPERS = ("drgn_tools.pstore",)
+_HELPERS = ("drgn_tools.pstore", "drgn_tools.zram")
 
 
 def _is_linux_kernel(prog: Program) -> bool:
@@ -74,7 +74,11 @@ def _register_commands(**where: Any) -> None:
         help="newest (the default), previous, all, or 0 for that of this kernel, "
         "-1 for the one before and so on",
     )
-    # Helper, what it does, its arguments.
+    device = argument(
+        "device", nargs="?", help="its name; without, the only one that is set up"
+    )
+    devices = argument("device", nargs="?", help="its name; without, all of them")
+    # Helper, what it does, its arguments. The module is named as its helpers begin.
     table: tuple[tuple[str, str, tuple[argument, ...]], ...] = (
         ("pstore_zones", "print the zones of persistent memory", ()),
         (
@@ -89,6 +93,13 @@ def _register_commands(**where: Any) -> None:
         ("pstore_dmesg", "print the kernel logs in persistent memory", ()),
         ("pstore_console", "print the console output in persistent memory", (boot,)),
         ("pstore_pmsg", "print the user space log in persistent memory", (boot,)),
+        ("zram_devices", "print the zram devices", ()),
+        ("zram_mm_stat", "print a zram device's mm_stat", (device,)),
+        ("zram_io_stat", "print a zram device's io_stat", (device,)),
+        ("zram_bd_stat", "print a zram device's bd_stat", (device,)),
+        ("zram_block_state", "print a zram device's block_state", (device,)),
+        ("zram_streams", "print what each CPU compressed last", (devices,)),
+        ("zram_pools", "print the zsmalloc pools of zram devices", (devices,)),
     )
 
     def register(
@@ -97,11 +108,11 @@ def _register_commands(**where: Any) -> None:
         def run(
             prog: Program, name: str, args: argparse.Namespace, **kwargs: Any
         ) -> None:
+            import importlib
             import sys
 
-            import drgn_tools.pstore
-
-            function: Callable[..., None] = getattr(drgn_tools.pstore, helper)
+            module = importlib.import_module(f"drgn_tools.{helper.partition('_')[0]}")
+            function: Callable[..., None] = getattr(module, helper)
             # With a file given, errors and closed pipes are for the caller.
             function(prog, **vars(args), file=sys.stdout)
 

@@ -20,10 +20,10 @@ _U64 = (1 << 64) - 1
 # __START_KERNEL_map: where the kernel image is mapped
 # (:linux:`arch/x86/include/asm/page_64_types.h`).
 _START_KERNEL_MAP = 0xFFFFFFFF80000000
-_PAGE_PRESENT = 1 << 0
-_PAGE_PSE = 1 << 7
-# Bits 12..51 of an entry hold the address.
-_ADDRESS_MASK = ((1 << 52) - 1) & ~0xFFF
+PAGE_PRESENT = 1 << 0
+PAGE_PSE = 1 << 7
+#: Bits 12..51 of an entry hold the address.
+ADDRESS_MASK = ((1 << 52) - 1) & ~0xFFF
 # Page-table pages kept by a translator; a walk down one vmemmap uses few.
 _CACHED_TABLES = 64
 
@@ -60,7 +60,7 @@ class Translator:
                 break
         root = require(root, "SYMBOL(init_top_pgt)", _START_KERNEL_MAP, _U64 - 0xFFF)
         # sme_mask since 4.17; 0 or one high bit of physical addresses.
-        self._mask = _ADDRESS_MASK & ~(info.number("sme_mask") or 0)
+        self._mask = ADDRESS_MASK & ~(info.number("sme_mask") or 0)
         self._root = root - _START_KERNEL_MAP + phys_base
         if self._root < 0 or self._root & 0xFFF:
             raise DumpError("VMCOREINFO is damaged: the page table is misplaced")
@@ -81,10 +81,10 @@ class Translator:
             entry = int.from_bytes(
                 self._table(table)[8 * index : 8 * index + 8], "little"
             )
-            if not entry & _PAGE_PRESENT:
+            if not entry & PAGE_PRESENT:
                 break
             address = entry & self._mask
-            if level == 0 or (level < 3 and entry & _PAGE_PSE):
+            if level == 0 or (level < 3 and entry & PAGE_PSE):
                 size = 1 << shift
                 offset = vaddr & (size - 1)
                 return (address & ~(size - 1)) + offset, size - offset
@@ -100,16 +100,16 @@ class Translator:
         table = self._root
         for level in range(self.levels - 1, 1, -1):
             entry = self._entries(table)[_START_KERNEL_MAP >> 12 + 9 * level & 511]
-            if not entry & _PAGE_PRESENT or entry & _PAGE_PSE:
+            if not entry & PAGE_PRESENT or entry & PAGE_PSE:
                 return
             table = entry & self._mask
         # 1 GiB: KERNEL_IMAGE_SIZE at most, modules are behind.
         for entry in self._entries(table):
             pages = (entry,)
-            if entry & _PAGE_PRESENT and not entry & _PAGE_PSE:
+            if entry & PAGE_PRESENT and not entry & PAGE_PSE:
                 pages = self._entries(entry & self._mask)
             for page in pages:
-                if page & _PAGE_PRESENT:
+                if page & PAGE_PRESENT:
                     yield page & self._mask & -(1 << 12)
                     break
 
@@ -130,7 +130,7 @@ class Translator:
                         entries = self._entries(table)
                 # The lower half of the root is of user memory.
                 for entry in entries[256:] if table == self._root else entries:
-                    if not entry & _PAGE_PRESENT or (depth < 3 and entry & _PAGE_PSE):
+                    if not entry & PAGE_PRESENT or (depth < 3 and entry & PAGE_PSE):
                         continue
                     address = entry & self._mask
                     if address not in found and len(found) < _MAX_TABLES:

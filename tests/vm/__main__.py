@@ -20,6 +20,7 @@ from . import (
     pstore_guests,
     pstore_views,
     qemu,
+    zram_guests,
 )
 from .bench import BenchError
 
@@ -51,6 +52,9 @@ def _list(args: argparse.Namespace) -> int:
             path.parent for path in (cache.root() / kind).glob(f"*/{cache.MANIFEST}")
         ):
             line(kind, have.name.rpartition("-")[0], have, str(have))
+    for devices in zram_guests.MATRIX:
+        have = zram_guests.cached(devices)
+        line("zram", devices.name, have, str(have or ""))
     root = cache.root()
     print(f"in all  {root!s:34} {cache.size(root) / 1e6:6.0f} MB")
     return 0
@@ -130,6 +134,12 @@ def _pstore(args: argparse.Namespace) -> int:
     return 0
 
 
+def _zram(args: argparse.Namespace) -> int:
+    for left in zram_guests.matrix(jobs=args.jobs):
+        print(left.folder)
+    return 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     # Its drgn is not needed for anything else here.
     from . import demo
@@ -183,6 +193,8 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument("--jobs", type=int, default=2, help="boots at once")
     regions = add("pstore", _pstore, "ramoops regions, and what kernels made of them")
     regions.add_argument("--jobs", type=int, default=2, help="boots at once")
+    devices = add("zram", _zram, "zram devices and swapped-out memory that are known")
+    devices.add_argument("--jobs", type=int, default=2, help="boots at once")
     add("demo", _demo, "crash a kernel, extract its dump, and open it with drgn")
     return parser
 

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The zram command: parse, call, print."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from drgn_tools.text import printable
+
+if TYPE_CHECKING:
+    from drgn import Object, Program
+
+    from drgn_tools.zram import ZramExport
+
+# What of a device can be printed as it is: the option, and what it prints.
+_TEXTS = ("mm-stat", "io-stat", "bd-stat", "block-state")
+
+
+@click.command()
+@click.argument("dump")
+@click.option(
+    "--symbols",
+    metavar="FILE",
+    multiple=True,
+    help="A vmlinux or module with debugging symbols; may be given more than once.",
+)
+@click.option(
+    "--device", metavar="NAME", help="Which one, zram0 for instance, if there are more."
+)
+@click.option(
+    "-o", "--export", metavar="IMAGE", help="Write the whole device to a sparse file."
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    metavar="N",
+    help="How many processes write it; by default one for each CPU.",
+)
+@click.option(
+    "--stat",
+    type=click.Choice(_TEXTS),
+    help="Print what the kernel's file of that name has.",
+)
+@click.option("--streams", is_flag=True, help="Print what each CPU compressed last.")
+@click.option("--pools", is_flag=True, help="Print the size classes of the memory.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def zram(
+    dump: str,
+    symbols: tuple[str, ...],
+    device: str | None,
+    export: str | None,
+    jobs: int | None,
+    stat: str | None,
+    streams: bool,
+    pools: bool,
+    as_json: bool,
+) -> int:
+    """Print the zram devices of DUMP, or write out what is in one."""
+    from drgn_tools.errors import DumpError
+    from drgn_tools.printing import one_line
+
+    chosen = [export is not None, stat is not None, streams, pools, as_json]
+    if sum(chosen) > 1:
+        raise click.UsageError(
+            "one of --export, --stat, --streams, --pools and --json at a time"
+        )
+    if jobs is not None and export is None:
+        raise click.UsageError("--jobs needs --export")
+    if sys.stdout is None:
+        raise DumpError("cannot print: standard output is closed")
+    # With drgn, which takes its time to import.
+    try:
+        program: Any = importlib.import_module("drgn_tools.program")
+        import drgn
+    except ImportError as error:
+        raise DumpError(f"reading a dump needs drgn: {error}") from None
+    prog = program.open_dump(dump, symbols)
+    try:
+        return _run(prog, device, export, jobs, stat, streams, pools, as_json)
+    except (LookupError, ValueError, drgn.FaultError) as error:
+        raise DumpError(one_line(error)) from None
+
+
+def _run(
+    prog: Program,
+    device: str | None,
+    export: str | None,
+    jobs: int | None,
+    stat: str | None,
+    streams: bool,
+    pools: bool,
+    as_json: bool,
+) -> int:
+    from drgn_tools import zram as helpers
+
+    out = sys.stdout
+    if export is not None:
+        found = helpers.find_zram(prog, device)
+        return _exported(helpers.zram_export(found, export, jobs=jobs), export)
+    if stat is not None:
+        name = stat.replace("-", "_")
+        getattr(helpers, f"zram_{name}")(prog, device, file=out)
+    elif streams:
+        helpers.zram_streams(prog, device, file=out)
+    elif pools:
+        helpers.zram_pools(prog, device, file=out)
+    elif as_json:
+        _print_json(prog, device, out)
+    else:
+        helpers.zram_devices(prog, file=out)
+    return 0
+
+
+# What is missing, one line each; the rest is in --json's list.
+_SHOWN = 20
+
+
+def _exported(result: ZramExport, path: str) -> int:
+    for found, what in ((result.doubtful, "doubtful"), (result.missing, "missing")):
+        for page in found[:_SHOWN]:
+            note = printable(f"page {page.index} is {what}: {page.note}")
+            print(note, file=sys.stderr)
+        if len(found) > _SHOWN:
+            print(f"and {len(found) - _SHOWN} more", file=sys.stderr)
+    count = len(result.missing)
+    print(
+        printable(
+            f"{path}: {result.size} bytes, {result.pages} pages written, "
+            f"{count} missing"
+        )
+    )
+    return 1 if count else 0
+
+
+def _print_json(prog: Program, device: str | None, out: TextIO) -> None:
+    from drgn_tools import zram as helpers
+
+    if device is None:
+        devices = list(helpers.for_each_zram(prog))
+    else:
+        devices = [helpers.find_zram(prog, device)]
+    json.dump({"devices": [_device(zram) for zram in devices]}, out)
+    out.write("\n")
+
+
+def _device(zram: Object) -> dict[str, Any]:
+    from drgn_tools import zram as helpers
+    from drgn_tools.zram_table import where
+    from drgn_tools.zsmalloc import zs_classes
+
+    device = helpers.zram_device(zram)
+    if not device.disksize:
+        return device._asdict()
+    kinds: dict[str, int] = {}
+    for slot in helpers.for_each_zram_slot(zram):
+        kinds[slot.kind] = kinds.get(slot.kind, 0) + 1
+    return {
+        **device._asdict(),
+        "ratio": device.ratio,
+        "slots": kinds,
+        "last_compressed": [
+            {**stream._asdict(), "data": stream.data and stream.data.hex()}
+            for stream in helpers.for_each_zram_stream(zram)
+        ],
+        "classes": [class_._asdict() for class_ in zs_classes(where(zram, "mem_pool"))],
+    }

@@ -29,6 +29,7 @@ _ERRATUM = 0x60
 _TABLE_SIZE = 4096
 
 Words = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
 
 
 class Entries(NamedTuple):
@@ -41,29 +42,21 @@ class Entries(NamedTuple):
     words: Words | None
     """As they are; none of them leads to another table. None if they cannot be
     read."""
-    count: int
-    """How many they are, read or not."""
+    size: int
+    """How much memory they are for, in bytes, read or not."""
     error: str
     """Why they cannot be read; empty if they can."""
 
 
-class SwapEntry(NamedTuple):
-    """What an entry says that is neither none nor present."""
-
-    type: int
-    """A swap area's number, or beyond those: what else it is."""
-    offset: int
-    """The slot in the area; of other types, a page frame and flags, or flags."""
-
-
-def is_none(words: Words, shift: int = 12) -> npt.NDArray[np.bool_]:
+def is_none(words: Words) -> Bools:
     """Which entries are empty."""
     # Only those for small pages have to do with the erratum, but nor do the others
     # have these bits alone.
-    return (words & np.uint64(_U64 & ~_ERRATUM)) == 0
+    none: Bools = (words & np.uint64(_U64 & ~_ERRATUM)) == 0
+    return none
 
 
-def is_present(words: Words, shift: int = 12) -> npt.NDArray[np.bool_]:
+def is_present(words: Words, shift: int) -> Bools:
     """
     Which entries have a page, whether or not it may be touched.
 
@@ -71,7 +64,8 @@ def is_present(words: Words, shift: int = 12) -> npt.NDArray[np.bool_]:
         as such, and as nothing else.
     """
     bits = PAGE_PRESENT | _PAGE_PROTNONE | (PAGE_PSE if shift > 12 else 0)
-    return (words & np.uint64(bits)) != 0
+    present: Bools = (words & np.uint64(bits)) != 0
+    return present
 
 
 def page_frames(words: Words, shift: int, mask: int) -> Words:
@@ -86,18 +80,14 @@ def page_frames(words: Words, shift: int, mask: int) -> Words:
     return (seen & np.uint64(mask & -(1 << shift))) >> np.uint64(12)
 
 
-def swap_entry(word: int) -> SwapEntry:
-    """
-    Decode an entry that is neither none nor present.
-
-    As since 4.19, which has the offset inverted, against L1TF
-    (:linux:`arch/x86/include/asm/pgtable_64.h`).
-    """
-    return SwapEntry(word >> 59, ((~word << 5) & _U64) >> 14)
-
-
 def swap_entries(words: Words) -> tuple[Words, Words]:
-    """Types and offsets of many; see :func:`swap_entry`."""
+    """
+    Decode entries that are neither none nor present: types and offsets.
+
+    As since 4.19, which has offsets inverted, against L1TF
+    (:linux:`arch/x86/include/asm/pgtable_64.h`). Types beyond those of swap areas say
+    what else an entry is, and the offset then is a page frame, or a mark.
+    """
     return words >> np.uint64(59), (~words << np.uint64(5)) >> np.uint64(14)
 
 
@@ -148,6 +138,10 @@ def walk(mm: Object, start: int, end: int) -> Iterator[Entries]:
     yield from _Walk(prog, start, end).table(root, depth - 1, 0)
 
 
+def _entries(address: int, shift: int, words: Words) -> Entries:
+    return Entries(address, shift, words, len(words) << shift, "")
+
+
 class _Walk:
     def __init__(self, prog: Program, start: int, end: int) -> None:
         self._prog = prog
@@ -163,7 +157,7 @@ class _Walk:
         words = np.frombuffer(data, "<u8")[first : last + 1]
         base += first << shift
         if level == 0:
-            yield Entries(base, shift, words, len(words), "")
+            yield _entries(base, shift, words)
             return
         lower = (words & np.uint64(PAGE_PRESENT)) != 0
         if level < 3:
@@ -172,7 +166,7 @@ class _Walk:
         for index in [*np.flatnonzero(lower).tolist(), len(words)]:
             if at < index:
                 part = words[at:index]
-                yield Entries(base + (at << shift), shift, part, len(part), "")
+                yield _entries(base + (at << shift), shift, part)
             if index < len(words):
                 word, address = int(words[index]), base + (index << shift)
                 yield from self._lower(word & self._mask, level - 1, address)
@@ -190,7 +184,8 @@ class _Walk:
             except FaultError:
                 why = f"the page table at {paddr:#x} is not in the dump"
         if why:
-            yield Entries(base, 12 + 9 * (level + 1), None, 1, why)
+            shift = 12 + 9 * (level + 1)
+            yield Entries(base, shift, None, 1 << shift, why)
             return
         self._seen.add(paddr)
         yield from self.table(data, level, base)

@@ -88,7 +88,9 @@ class Frames:
                 yield self._checked(first + at, page)
 
     def _read(self, pfn: int, count: int) -> bytes:
-        return self._prog.read(pfn * PAGE_SIZE, count * PAGE_SIZE, physical=True)
+        size = count * PAGE_SIZE
+        data: bytes = self._prog.read(pfn * PAGE_SIZE, size, physical=True)
+        return data
 
     def _read_one(self, pfn: int) -> tuple[bytes | None, str]:
         if pfn == self._zero:
@@ -176,9 +178,10 @@ def _has_function(prog: Program, name: str) -> bool:
 
 def _address_of(prog: Program, name: str) -> int | None:
     try:
-        return prog[name].address_
+        address: int | None = prog[name].address_
     except LookupError:
         return None
+    return address
 
 
 def _special_types(prog: Program, areas: int, flags: dict[str, int]) -> tuple[str, ...]:
@@ -186,7 +189,9 @@ def _special_types(prog: Program, areas: int, flags: dict[str, int]) -> tuple[st
     # pages with PG_anon_exclusive") (in v5.19) made the two for migration three.
     newer = "PG_anon_exclusive" in flags
     # CONFIG_MEMORY_FAILURE and CONFIG_MIGRATION.
-    head = ("hwpoison",) if _has_function(prog, "memory_failure") else ()
+    head: tuple[str, ...] = (
+        ("hwpoison",) if _has_function(prog, "memory_failure") else ()
+    )
     if _has_function(prog, "migrate_pages"):
         head += ("migration",) * (3 if newer else 2)
     rest = (_TYPES if newer else _OLD_TYPES).get(_ALL_TYPES - areas - len(head))
@@ -364,8 +369,7 @@ class _Area:
         self._zeromap = self._address("zeromap")
         self._cluster = prog.type("struct swap_cluster_info")
         self._table_length = 0
-        # Linux kernel commit 8578e0c00dcf ("mm, swap: use the swap table for the swap
-        # cache and switch API") (in v6.18).
+        # Since 6.18, in place of swapper_spaces.
         if self._cluster.has_member("table"):
             # SWAPFILE_CLUSTER: 512 with CONFIG_THP_SWAP, else 256.
             entries = prog.type("struct swap_table").member("entries").type
@@ -380,11 +384,10 @@ class _Area:
     def _read_name(self) -> str:
         try:
             name = self._info.swap_file.f_path.dentry.d_name.name.value_()
-            return self._prog.read_c_string(name, max_size=255).decode(
-                "utf-8", "backslashreplace"
-            )
+            raw: bytes = self._prog.read_c_string(name, max_size=255)
         except FaultError:
             return f"area {self._number}"
+        return raw.decode("utf-8", "backslashreplace")
 
     def place(self, offset: int) -> Place:
         # The first slot is the header's.

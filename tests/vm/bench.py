@@ -23,6 +23,7 @@ PROGRAMS = {
     "depmod": "kmod",
     "modprobe": "kmod",
     "dpkg-deb": "dpkg",
+    "e2fsck": "e2fsprogs",
     "fallocate": "util-linux",
     "flex": "flex",
     "gcc": "gcc",

@@ -5,27 +5,42 @@ from __future__ import annotations
 
 import collections
 import functools
+import io
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import drgn
 import pytest
+from drgn.helpers.linux.pid import find_task
 
 from drgn_tools.decompress import decompress
+from drgn_tools.swap import SwapFault, SwapPage, swap_map, swap_pages, swap_read
 from drgn_tools.zram import (
     ZramPage,
     find_zram,
     for_each_zram,
+    for_each_zram_orphan,
+    for_each_zram_slot,
+    for_each_zram_stream,
+    zram_bd_stat,
+    zram_block_state,
+    zram_device,
+    zram_devices,
+    zram_export,
+    zram_io_stat,
+    zram_mm_stat,
     zram_read,
     zram_read_many,
 )
+from drgn_tools.zsmalloc import zs_classes
 
-from . import peers, zram_guests
+from . import bench, peers, zram_guests
 from .known_pages import PAGE
 from .test_extract import extract
-from .zram_guests import DISK_MIB, MATRIX, Guest, Spec
+from .zram_guests import DISK_MIB, MATRIX, Guest, Process, Spec
 
 SLOTS = (DISK_MIB << 20) // PAGE
 ZRAM = [spec for spec in MATRIX if spec.devices]
@@ -69,6 +84,13 @@ CASES = [
     ),
 ]
 """Dumps in which all of zram is."""
+OTHERS = [
+    Case(spec, kind)
+    for spec in MATRIX
+    for kind in ("qemu", "qemu -d 31")
+    if not spec.devices
+]
+"""Dumps of guests that swap to a disk, with zswap before it or not."""
 BROKEN = [
     Case(spec, "vmcore -d 31 makedumpfile")
     for spec in ZRAM
@@ -228,3 +250,253 @@ def test_where_makedumpfile_drops_slab(
                 counts["right"] += 1
     record_property("zram", f"{case}: {dict(counts)}")
     assert counts["right"] > 0
+
+
+# --- what the kernel says
+
+
+def numbers(guest: Guest) -> range:
+    """Return the numbers of a guest's devices, those of files and of swap too."""
+    return range(guest.spec.swap_device + 1)
+
+
+def printed(helper: Callable[..., None], *arguments: Any) -> str:
+    out = io.StringIO()
+    helper(*arguments, file=out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "helper",
+    [zram_mm_stat, zram_io_stat, zram_bd_stat, zram_block_state],
+    ids=lambda helper: helper.__name__.removeprefix("zram_"),
+)
+def test_text_is_the_kernels(dump: Dump, helper: Callable[..., None]) -> None:
+    file = helper.__name__.removeprefix("zram_")
+    facts = dump.guest.facts()
+    for number in numbers(dump.guest):
+        said = facts[f"zram{number}/{file}"].decode()
+        assert printed(helper, dump.prog, f"zram{number}") == said
+        assert said
+
+
+def test_counters_follow_from_the_slots(dump: Dump) -> None:
+    facts = dump.guest.facts()
+    for number in numbers(dump.guest):
+        zram = find_zram(dump.prog, f"zram{number}")
+        slots = list(for_each_zram_slot(zram))
+        kinds = collections.Counter(slot.kind for slot in slots)
+        said = [int(word) for word in facts[f"zram{number}/mm_stat"].split()]
+        assert len(slots) - kinds["empty"] == said[0] // PAGE
+        # Of what was written back, the slot may still have the size.
+        stored = [s for s in slots if s.kind in ("huge", "compressed")]
+        assert sum(slot.size for slot in stored) == said[1]
+        assert kinds["zero"] + kinds["same"] == said[5]
+        assert kinds["huge"] == said[7]
+        assert kinds["written back"] == int(facts[f"zram{number}/bd_stat"].split()[0])
+        assert not kinds["in flight"] + kinds["unreadable"]
+        classes = zs_classes(zram.mem_pool)
+        pages = sum(c.allocated // c.objects * c.pages for c in classes)
+        assert pages == said[2] // PAGE
+        assert sum(class_.used for class_ in classes) == len(stored)
+        assert not list(for_each_zram_orphan(zram))
+
+
+def chosen(text: bytes) -> list[str]:
+    """Return the algorithms that comp_algorithm or recomp_algorithm has in brackets."""
+    return re.findall(r"\[([\w-]+)\]", text.decode("ascii", "replace"))
+
+
+def test_devices_are_as_sysfs_has_them(dump: Dump) -> None:
+    facts = dump.guest.facts()
+    for number in numbers(dump.guest):
+        device = zram_device(find_zram(dump.prog, f"zram{number}"))
+        where = f"zram{number}"
+        algorithms = chosen(facts[f"{where}/comp_algorithm"])
+        algorithms += chosen(facts.get(f"{where}/recomp_algorithm", b""))
+        assert (device.name, list(device.algorithms)) == (where, algorithms)
+        assert device.disksize == int(facts[f"{where}/disksize"])
+        backing = facts[f"{where}/backing_dev"].decode().strip()
+        assert (device.backing or "none") == backing
+        said = [int(word) for word in facts[f"{where}/mm_stat"].split()]
+        assert [device.stored, device.compressed, device.used] == said[:3]
+        assert [device.limit, device.most_used, device.same] == said[3:6]
+        assert device.huge == said[7]
+        assert device.streams == zram_guests.CPUS
+        lines = printed(zram_devices, dump.prog).splitlines()
+        assert lines[number + 1].split()[0] == where
+        assert len(lines) == len(numbers(dump.guest)) + 1
+
+
+# --- streams
+
+
+def test_the_last_page_of_each_cpu(dump: Dump) -> None:
+    for number in range(len(dump.guest.spec.devices)):
+        zram = find_zram(dump.prog, f"zram{number}")
+        last = {
+            stream.cpu: stream.data
+            for stream in for_each_zram_stream(zram)
+            if stream.priority == 0
+        }
+        assert last == zram_guests.last_pages(number)
+
+
+def test_streams_of_recompression(dump: Dump) -> None:
+    for number, device in enumerate(dump.guest.spec.devices):
+        zram = find_zram(dump.prog, f"zram{number}")
+        seen = set()
+        for stream in for_each_zram_stream(zram):
+            assert not stream.writer
+            if stream.priority:
+                assert stream.state in ("decoded", "unused")
+            if stream.data is not None and stream.priority:
+                assert stream.data in zram_guests.known(number).values()
+                seen.add(stream.algorithm)
+        assert seen == {algorithm for algorithm, _ in device.recompress}
+
+
+# --- images
+
+
+def test_an_image_has_every_page(dump: Dump, tmp_path: Path) -> None:
+    for number in range(len(dump.guest.spec.devices)):
+        image = tmp_path / f"zram{number}"
+        done = zram_export(find_zram(dump.prog, f"zram{number}"), str(image))
+        gone = {page.index for page in done.missing}
+        flags = state(dump.guest, number)
+        assert gone == {index for index, said in flags.items() if "w" in said}
+        wanted = [
+            bytes(PAGE) if index in gone else page
+            for index, page in enumerate(expected(number))
+        ]
+        assert image.read_bytes() == b"".join(wanted)
+        assert not done.doubtful
+
+
+def test_files_of_a_file_system(dump: Dump, tmp_path: Path) -> None:
+    number = dump.guest.spec.files_device
+    image = tmp_path / "image"
+    done = zram_export(find_zram(dump.prog, f"zram{number}"), str(image))
+    assert not done.missing
+    bench.run(["e2fsck", "-f", "-n", image])
+    # Its own command line takes no other form.
+    bench.run(["debugfs", "-R", f"rdump / {tmp_path}", image])
+    for path, content in zram_guests.files().items():
+        assert (tmp_path / path).read_bytes() == content, path
+
+
+# --- swapped-out memory
+
+
+@pytest.mark.parametrize(
+    "dump", [*CASES, *OTHERS], ids=str, indirect=True, scope="module"
+)
+@pytest.mark.parametrize("name", zram_guests.MAPPINGS)
+class TestSwappedOut:
+    """Memory of a process, by mapping."""
+
+    def test_every_page(self, dump: Dump, name: str) -> None:
+        process, pages = mapped(dump, name)
+        known = zram_guests.memory(dump.guest.spec, name)
+        assert len(pages) == len(known) == process.pages
+        for index, (page, wanted) in enumerate(zip(pages, known)):
+            assert page.address == process.start + index * PAGE
+            assert page.kind in possible(dump, process, index, wanted)
+            if page.kind in ("untouched", "device", "excluded"):
+                assert page.data is None and page.note
+            else:
+                assert page.data == wanted
+                assert not page.note
+
+    def test_slots_are_those_of_pagemap(self, dump: Dump, name: str) -> None:
+        process, pages = mapped(dump, name)
+        area = dump.guest.facts()["swaps"].decode().splitlines()[1].split()[0]
+        for index, page in enumerate(pages):
+            swapped = process.swapped(index)
+            # pagemap does not say it of shared memory.
+            if swapped is not None or name == "shared":
+                assert f"/dev/{page.where}" == area
+            if swapped is not None:
+                assert page.slot == swapped[1]
+            elif name != "shared":
+                assert page.slot is None
+
+    def test_the_map_says_the_same(self, dump: Dump, name: str) -> None:
+        process, pages = mapped(dump, name)
+        task = find_task(dump.prog, process.pid)
+        size = process.pages * PAGE
+        said = [
+            (part.start + i * PAGE, part.kind, part.where, slot)
+            for part in swap_map(task, process.start, size)
+            for i in range(part.pages)
+            for slot in [None if part.slot is None else part.slot + i]
+        ]
+        assert said == [(p.address, p.kind, p.where, p.slot) for p in pages]
+        assert not list(swap_map(task, process.start + size, 0))
+
+    def test_read_in_one_go(self, dump: Dump, name: str) -> None:
+        process, pages = mapped(dump, name)
+        task = find_task(dump.prog, process.pid)
+        known = zram_guests.memory(dump.guest.spec, name)
+        there = [page.data is not None for page in pages]
+        end = there.index(False) if False in there else len(there)
+        content = b"".join(known[:end])
+        assert swap_read(task, process.start, end * PAGE) == content
+        if end > 2:
+            part = swap_read(task, process.start + 100, PAGE + 50)
+            assert part == content[100 : PAGE + 150]
+        if end < len(there):
+            with pytest.raises(SwapFault) as caught:
+                swap_read(task, process.start, process.pages * PAGE)
+            assert caught.value.address == process.start + end * PAGE
+
+
+def mapped(dump: Dump, name: str) -> tuple[Process, list[SwapPage]]:
+    """Return a mapping as its kernel has it, and its pages as they are read."""
+    process = next(p for p in dump.guest.processes() if p.name == name)
+    task = find_task(dump.prog, process.pid)
+    return process, list(swap_pages(task, process.start, process.pages * PAGE))
+
+
+def possible(dump: Dump, process: Process, index: int, wanted: bytes) -> set[str]:
+    """Return where a page may be, by what pagemap and mincore() say."""
+    case = dump.case
+    if process.entries[index] >> 63:
+        return {"excluded"} if case.filtered else {"resident"}
+    if process.swapped(index) is None and process.name != "shared":
+        return {"untouched"}
+    if process.resident[index] and not case.filtered:
+        return {"swap cache"}
+    # Since 6.12 the kernel notes that a page is zero, and stores nothing.
+    if not any(wanted) and case.spec.kernel not in ("5.10", "6.1"):
+        return {"zero"}
+    if case.spec.swap == "zram":
+        return {"zram"}
+    if case.spec.label == "disk":
+        return {"device"}
+    # Since 6.5 zswap gives away what is read back: then it is in the swap cache alone.
+    alone = {"excluded"} if process.resident[index] else set()
+    return {"zswap", "device"} | alone
+
+
+@pytest.mark.parametrize("dump", OTHERS, ids=str, indirect=True, scope="module")
+def test_what_zswap_took(dump: Dump) -> None:
+    """As many pages as it says, and of the others it is said that they are gone."""
+    kinds: dict[int | None, str] = {}
+    for name in zram_guests.MAPPINGS:
+        kinds.update((page.slot, page.kind) for page in mapped(dump, name)[1])
+    counts = collections.Counter(kinds.values())
+    facts = {k: int(v) for k, v in dump.guest.facts().items() if v.strip().isdigit()}
+    rejected = sum(facts[name] for name in facts if "zswap-reject" in name)
+    assert counts["zswap"] <= facts.get("zswap-stored_pages", 0)
+    if dump.case.spec.label == "disk":
+        assert "zswap" not in counts
+        # What was in the swap cache is not in a filtered dump.
+        assert bool(counts["device"]) == dump.case.filtered
+    else:
+        # The process has written to some of its pages since.
+        assert counts["zswap"] > facts["zswap-stored_pages"] // 2
+        if dump.case.filtered:
+            assert counts["device"] <= rejected
+            assert bool(counts["device"]) == bool(rejected)

@@ -224,11 +224,15 @@ def files() -> dict[str, bytes]:
     return made
 
 
+MAPPINGS = ("parent", "child", "shared")
+"""Of the process, of its child, and one of the parent's that is shared memory."""
+
+
 class Process(NamedTuple):
     """A mapping of a process whose memory is known."""
 
     name: str
-    """parent, child, or shared: a mapping of the parent's that is shared memory."""
+    """One of MAPPINGS."""
     pid: int
     start: int
     pages: int
@@ -290,7 +294,7 @@ class Guest(NamedTuple):
         """Return the mappings whose content memory() knows."""
         facts = self.facts()
         made = []
-        for name in ("parent", "child", "shared"):
+        for name in MAPPINGS:
             pid, start, count = facts[f"process-{name}"].split()
             entries = struct.unpack(f"<{int(count)}Q", facts[f"pagemap-{name}"])
             resident = tuple(bool(byte & 1) for byte in facts[f"mincore-{name}"])

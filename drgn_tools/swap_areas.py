@@ -205,6 +205,8 @@ def _special_types(prog: Program, areas: int, flags: dict[str, int]) -> tuple[st
 _SWP_USED = 1 << 0
 _SWP_FS_OPS = 1 << 8
 _SWAP_MAP_BAD = 0x3F
+# Of a large folio: as a huge page has.
+_MOST_PAGES = 512
 # Slots for which the swap cache has one address_space.
 _SPACE_SHIFT = 14
 # Of a word of the swap table (:linux:`mm/swap_table.h`).
@@ -298,9 +300,7 @@ class Swap:
         pfn = self.page(entry)[1]
         head = Object(self.prog, self._head, entry)
         number = index - head.index.value_()
-        if head.mapping.value_() != space.value_() or not (
-            not number or 0 < number < self.pages_of(entry)
-        ):
+        if head.mapping.value_() != space.value_() or not self._is_among(number, entry):
             raise _Damaged("the page in the page cache is of another place")
         return Place("page cache", pfn=pfn + number)
 
@@ -323,7 +323,7 @@ class Swap:
         if not flags & self._flags["PG_swapcache"]:
             raise _Damaged("what is in the swap cache is no page of it")
         index = entry - value
-        if index and not 0 < index < self.pages_of(pointer):
+        if not self._is_among(index, pointer):
             raise _Damaged("the page in the swap cache is of another slot")
         dirty = self._flags["PG_dirty"] | self._flags["PG_writeback"]
         uptodate = bool(flags & self._flags["PG_uptodate"])
@@ -338,9 +338,12 @@ class Swap:
         # The first word, whatever its type is called.
         return self.memory.word(pointer), pfn
 
-    def pages_of(self, pointer: int) -> int:
-        """Of how many pages this ``struct page *`` is the first."""
-        return int(compound_nr(Object(self.prog, "struct page *", pointer)).value_())
+    def _is_among(self, index: int, pointer: int) -> bool:
+        # Of a ``struct page *``, whether it is the first of so many pages.
+        if not index:
+            return True
+        page = Object(self.prog, "struct page *", pointer)
+        return 0 < index < min(compound_nr(page).value_(), _MOST_PAGES)
 
 
 def _excluded(error: FaultError) -> Place:

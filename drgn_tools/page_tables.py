@@ -148,7 +148,8 @@ class _Walk:
         self._start = start
         self._end = end
         self._mask = address_mask(prog)
-        self._seen: set[int] = set()
+        # Tables that have been used, and at which level.
+        self._seen: dict[int, int] = {}
 
     def table(self, data: bytes, level: int, base: int) -> Iterator[Entries]:
         shift = 12 + 9 * level
@@ -156,36 +157,44 @@ class _Walk:
         last = min((self._end - 1 - base) >> shift, 511)
         words = np.frombuffer(data, "<u8")[first : last + 1]
         base += first << shift
-        if level == 0:
-            yield _entries(base, shift, words)
-            return
-        lower = (words & np.uint64(PAGE_PRESENT)) != 0
-        if level < 3:
-            lower &= (words & np.uint64(PAGE_PSE)) == 0
         at = 0
-        for index in [*np.flatnonzero(lower).tolist(), len(words)]:
+        for index in [*np.flatnonzero(_lead_on(words, level)).tolist(), len(words)]:
             if at < index:
-                part = words[at:index]
-                yield _entries(base + (at << shift), shift, part)
+                yield _entries(base + (at << shift), shift, words[at:index])
             if index < len(words):
                 word, address = int(words[index]), base + (index << shift)
                 yield from self._lower(word & self._mask, level - 1, address)
             at = index + 1
 
     def _lower(self, paddr: int, level: int, base: int) -> Iterator[Entries]:
-        why = ""
-        # In one address space a table is used once, but for those that huge pages of
-        # hugetlbfs share. A loop is damage, and would have no end.
-        if paddr in self._seen and level != 1:
-            why = f"the page table at {paddr:#x} is used twice: damaged"
+        try:
+            data = self._prog.read(paddr, _TABLE_SIZE, physical=True)
+        except FaultError:
+            why = f"the page table at {paddr:#x} is not in the dump"
         else:
-            try:
-                data = self._prog.read(paddr, _TABLE_SIZE, physical=True)
-            except FaultError:
-                why = f"the page table at {paddr:#x} is not in the dump"
+            why = self._used_twice(paddr, level, data)
         if why:
             shift = 12 + 9 * (level + 1)
             yield Entries(base, shift, None, 1 << shift, why)
             return
-        self._seen.add(paddr)
         yield from self.table(data, level, base)
+
+    def _used_twice(self, paddr: int, level: int, data: bytes) -> str:
+        # In an address space a table has one place, but for those of huge pages that
+        # hugetlbfs shares. Others would make a walk without end.
+        used = self._seen.get(paddr)
+        self._seen.setdefault(paddr, level)
+        shared = level == used == 1
+        if used is None or (
+            shared and not _lead_on(np.frombuffer(data, "<u8"), level).any()
+        ):
+            return ""
+        return f"the page table at {paddr:#x} is used twice: damaged"
+
+
+def _lead_on(words: Words, level: int) -> Bools:
+    # Which entries lead to another table.
+    lower: Bools = (words & np.uint64(PAGE_PRESENT)) != 0
+    if level < 3:
+        lower &= (words & np.uint64(PAGE_PSE)) == 0
+    return lower if level else np.zeros(len(words), np.bool_)

@@ -343,7 +343,8 @@ class Swap:
         if not index:
             return True
         page = Object(self.prog, "struct page *", pointer)
-        return 0 < index < min(compound_nr(page).value_(), _MOST_PAGES)
+        pages: int = compound_nr(page).value_()
+        return 0 < index < min(pages, _MOST_PAGES)
 
 
 def _excluded(error: FaultError) -> Place:

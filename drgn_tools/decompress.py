@@ -143,12 +143,23 @@ def _lzo_prefix(
     return bytes(out), used
 
 
+def _lzo(data: bytes, size: int, dictionary: bytes, window_bits: int | None) -> bytes:
+    page = lzo1x.decompress(data, size)
+    if page is None:
+        return _whole(_lzo_prefix)(data, size, dictionary, window_bits)
+    return page
+
+
 def _lz4_prefix(
     data: bytes, size: int, dictionary: bytes, window_bits: int | None
 ) -> tuple[bytes, int]:
     out = bytearray()
     used = lz4_block.decode(data, size, out, dictionary)
     return bytes(out), used
+
+
+def _lz4(data: bytes, size: int, dictionary: bytes, window_bits: int | None) -> bytes:
+    return lz4_block.decompress(data, size, dictionary)
 
 
 def _842_prefix(
@@ -239,8 +250,8 @@ def _zstd_frame(data: bytes) -> tuple[int, int | None]:
     return at, content
 
 
-_LZO = _Codec(_whole(_lzo_prefix), _lzo_prefix)
-_LZ4 = _Codec(_whole(_lz4_prefix), _lz4_prefix)
+_LZO = _Codec(_lzo, _lzo_prefix)
+_LZ4 = _Codec(_lz4, _lz4_prefix)
 _CODECS = {
     "lzo": _LZO,
     "lzo-rle": _LZO,

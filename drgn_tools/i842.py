@@ -59,6 +59,12 @@ def _actions(op: str) -> list[tuple[int, int, int]]:
 
 
 _ACTIONS = [_actions(op) for op in _OPS]
+# Bits of each operation, its number included; of short data, without the data.
+_BITS = [5 + sum(bits for _, bits, _ in actions) for actions in _ACTIONS]
+_BITS += [5] * (32 - len(_BITS))
+_BITS[_REPEAT] += 6
+_BITS[_SHORT] += 3
+_BITS[_END] += 32
 
 
 def decode(data: bytes, size: int, out: bytearray) -> int:
@@ -67,7 +73,7 @@ def decode(data: bytes, size: int, out: bytearray) -> int:
 
     :param size: bytes that it has at the most.
     :param out: empty; gets the bytes, those before an error too.
-    :return: bytes of *data* that it takes, padding included, if all of it is there.
+    :return: bytes of *data* that it takes, padding included.
     :raises ValueError: if it is no stream, is cut short, is longer than *size*, or its
         checksum is another.
     """
@@ -77,8 +83,15 @@ def decode(data: bytes, size: int, out: bytearray) -> int:
     at = 0
     while True:
         window = int.from_bytes(data[at >> 3 : (at >> 3) + 10], "big")
+        # Of the window, behind the operation's number.
         left = 75 - (at & 7)
         op = window >> left & 31
+        at += _BITS[op]
+        if op == _SHORT:
+            count = window >> left - 3 & 7
+            at += 8 * count
+        if at > end:
+            raise ValueError("it is cut short")
         room = size - len(out)
         if op < len(_ACTIONS):
             if room < 8:
@@ -103,33 +116,26 @@ def decode(data: bytes, size: int, out: bytearray) -> int:
                 raise ValueError("it is too long")
             out += bytes(8)
         elif op == _REPEAT:
-            left -= 6
-            count = 8 * ((window >> left & 63) + 1)
-            if room < count:
+            count = (window >> left - 6 & 63) + 1
+            if room < 8 * count:
                 raise ValueError("it is too long")
             if len(out) < 8:
                 raise ValueError("it repeats what is not there")
-            out += out[-8:] * (count // 8)
+            out += out[-8:] * count
         elif op == _SHORT:
-            left -= 3
-            count = window >> left & 7
             if not count or room < count:
                 raise ValueError("its last bytes are damaged")
-            left -= 8 * count
-            out += (window >> left & (1 << 8 * count) - 1).to_bytes(count, "big")
+            value = window >> left - 3 - 8 * count & (1 << 8 * count) - 1
+            out += value.to_bytes(count, "big")
         elif op == _END:
-            left -= 32
-            checksum = window >> left & 0xFFFFFFFF
+            if window >> left - 32 & 0xFFFFFFFF != _crc32_be(out):
+                raise ValueError("its checksum is wrong")
+            used = (at + 63) // 64 * 8
+            if 8 * used > end:
+                raise ValueError("its padding is cut short")
+            return used
         else:
             raise ValueError("it has an unknown operation")
-        at += 80 - (at & 7) - left
-        if at > end:
-            raise ValueError("it is cut short")
-        if op == _END:
-            break
-    if checksum != _crc32_be(out):
-        raise ValueError("its checksum is wrong")
-    return min((at + 63) // 64 * 8, end // 8)
 
 
 def _crc32_be(data: bytes | bytearray) -> int:

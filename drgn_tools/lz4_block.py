@@ -5,10 +5,53 @@ LZ4 blocks
 
 As ``lz4`` and ``lz4hc`` write them (:linux:`lib/lz4/`; the format is lz4's
 ``lz4_Block_format.md``). Libraries read a block only if they know where it ends, and
-give nothing for one that is cut.
+give nothing for one that is cut: :func:`decode` does.
 """
 
 from __future__ import annotations
+
+# No distance is longer.
+_REACH = 0xFFFF
+
+
+def decompress(data: bytes, size: int, dictionary: bytes = b"") -> bytes:
+    """
+    Decompress a block as a whole.
+
+    :param dictionary: what is before the block.
+    :raises ValueError: if it is no block, or of more than *size* bytes. liblz4 takes a
+        distance of 0, which no encoder writes, for zeros.
+    """
+    import cramjam
+
+    before = 0
+    if dictionary:
+        dictionary = dictionary[-_REACH:]
+        before = len(dictionary)
+        data = _with_literals(dictionary, data)
+    room = bytearray(before + size)
+    try:
+        # Without a place, it says nothing of a page that is too short.
+        done = cramjam.lz4.decompress_block_into(data, room)
+    except cramjam.DecompressionError as why:
+        raise ValueError(str(why)) from None
+    return bytes(memoryview(room)[before:done])
+
+
+def _with_literals(literals: bytes, data: bytes) -> bytes:
+    """The same block, but with that in front of what it is."""
+    try:
+        count, at = data[0] >> 4, 1
+        if count == 15:
+            count, at = _length(data, at)
+    except IndexError:
+        raise ValueError("it is cut short") from None
+    count += len(literals)
+    token = bytes([min(count, 15) << 4 | data[0] & 15])
+    if count >= 15:
+        more, last = divmod(count - 15, 255)
+        token += b"\xff" * more + bytes([last])
+    return token + literals + data[at:]
 
 
 def decode(data: bytes, size: int, out: bytearray, dictionary: bytes = b"") -> int:
@@ -22,9 +65,8 @@ def decode(data: bytes, size: int, out: bytearray, dictionary: bytes = b"") -> i
     :return: bytes of *data* that it takes.
     :raises ValueError: if it is no block, is cut short or is longer than *size*.
     """
-    history = dictionary[-0xFFFF:]
+    history = dictionary[-_REACH:]
     before = len(history)
-    # Most matches are not into the dictionary, which then is not looked at.
     at = 0
     try:
         while True:

@@ -21,6 +21,8 @@ from typing import Any, Callable, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from drgn_tools import i842, lz4_block, lzo1x
+
 ByteOrder = Literal["little", "big"]
 
 #: A record of the function trace, as :func:`decode_ftrace` makes it. ``ip`` and
@@ -636,7 +638,7 @@ def decompress(
             score += 1
         if name == algorithm or score > best_score:
             best, best_score = (text, name, error), score
-        if score > 2:
+        if score > 2 and not error:
             break
     if best_score < 1 and algorithm is None:
         return b"", "none", "it cannot be decompressed"
@@ -691,145 +693,16 @@ def _unzstd(data: bytes, max_size: int, out: bytearray) -> None:
         raise ValueError("no end")
 
 
-def _unlzo(data: bytes, max_size: int, out: bytearray) -> None:
-    lzo: Any = importlib.import_module("lzo")
-    out += lzo.decompress(data, False, max_size)
-
-
-def _unlz4(data: bytes, max_size: int, out: bytearray) -> None:
-    """
-    A block of LZ4 (lz4_Block_format.md). Libraries give nothing for one that is cut.
-    """
-    at = 0
-
-    def length(nibble: int) -> int:
-        nonlocal at
-        total = nibble
-        if nibble == 15:
-            while True:
-                total += data[at]
-                at += 1
-                if data[at - 1] != 255 or total > max_size:
-                    break
-        return total
-
-    while at < len(data) and len(out) < max_size:
-        token = data[at]
-        at += 1
-        literals = length(token >> 4)
-        out += data[at : at + literals]
-        at += literals
-        if at == len(data):
-            # The last sequence has no match.
-            return
-        if at > len(data):
-            raise ValueError("no end")
-        offset = int.from_bytes(data[at : at + 2], "little")
-        at += 2
-        if at > len(data) or not 0 < offset <= len(out):
-            raise ValueError("an impossible match")
-        _copy(out, offset, min(length(token & 15) + 4, max_size))
-    if len(out) < max_size:
-        raise ValueError("no end")
-
-
-def _copy(out: bytearray, offset: int, count: int) -> None:
-    piece = bytes(out[-offset:])
-    out += (piece * (count // offset + 1))[:count]
-
-
-# What an operation of 842 does for its 8 bytes: D, so many bytes as they are; I, so
-# many from earlier (:linux:`lib/842/842.h`).
-_842_OPS = (
-    "D8",
-    "D4D2I2",
-    "D4I2D2",
-    "D4I2I2",
-    "D4I4",
-    "D2I2D4",
-    "D2I2D2I2",
-    "D2I2I2D2",
-    "D2I2I2I2",
-    "D2I2I4",
-    "I2D2D4",
-    "I2D4I2",
-    "I2D2I2D2",
-    "I2D2I2I2",
-    "I2D2I4",
-    "I2I2D4",
-    "I2I2D2I2",
-    "I2I2I2D2",
-    "I2I2I2I2",
-    "I2I2I4",
-    "I4D4",
-    "I4D2I2",
-    "I4I2D2",
-    "I4I2I2",
-    "I4I4",
-    "I8",
-)
-# Bits of an index into what came last, by the bytes that it stands for.
-_842_INDEX = {2: 8, 4: 9, 8: 8}
-
-
-def _un842(data: bytes, max_size: int, out: bytearray) -> None:
-    at, end = 0, len(data) * 8
-
-    def take(count: int) -> int:
-        nonlocal at
-        at += count
-        if at > end:
-            raise ValueError("no end")
-        return window(at - count, count)
-
-    def window(start: int, count: int) -> int:
-        first = start // 8
-        piece = int.from_bytes(data[first : first + 10].ljust(10, b"\0"), "big")
-        return piece >> (80 - (start - first * 8) - count) & (1 << count) - 1
-
-    while len(out) < max_size:
-        op = take(5)
-        if op < len(_842_OPS):
-            done = len(out)
-            for kind, digit in zip(_842_OPS[op][::2], _842_OPS[op][1::2]):
-                size = int(digit)
-                if kind == "D":
-                    out += take(size * 8).to_bytes(size, "big")
-                    continue
-                offset = take(_842_INDEX[size]) * size
-                reach = size << _842_INDEX[size]
-                # The index is into a ring of what was whole before.
-                if done > reach:
-                    lap = done - done % reach
-                    offset += lap - reach if offset >= done - lap else lap
-                if offset + size > done:
-                    raise ValueError("an impossible index")
-                out += out[offset : offset + size]
-        elif op == 0x1B:
-            if len(out) < 8:
-                raise ValueError("nothing to repeat")
-            _copy(out, 8, 8 * (take(6) + 1))
-        elif op == 0x1C:
-            out += bytes(8)
-        elif op == 0x1D:
-            for _ in range(take(3)):
-                out.append(take(8))
-        elif op == 0x1E:
-            return
-        else:
-            raise ValueError("an unknown operation")
-
-
-_Decompressor = Callable[[bytes, int, bytearray], None]
+_Decompressor = Callable[[bytes, int, bytearray], object]
 # By the kernel's names; what says most about itself first.
 _DECOMPRESSORS: dict[str, _Decompressor] = {
     "zstd": _unzstd,
     "zlib": _inflate(15),
     "deflate": _inflate(-15),
-    "lzo": _unlzo,
-    "lz4": _unlz4,
-    "lz4hc": _unlz4,
-    "842": _un842,
+    "lzo": lzo1x.decode,
+    "lz4": lz4_block.decode,
+    "lz4hc": lz4_block.decode,
+    "842": i842.decode,
 }
 
 

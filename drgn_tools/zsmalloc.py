@@ -812,7 +812,8 @@ def _zspages(pool: Object, pointer: int) -> Iterator[int]:
             if at == head or at in seen:
                 break
             seen.add(at)
-            yield at - layout.list
+            # A damaged one may be anywhere.
+            yield (at - layout.list) % (1 << 64)
 
 
 def for_each_zs_object(pool: Object) -> Iterator[ZsObject]:
@@ -836,6 +837,11 @@ def for_each_zs_object(pool: Object) -> Iterator[ZsObject]:
 def _objects_of(pool: Object, class_: ZsClass, zspages: Words) -> Iterator[ZsObject]:
     prog = pool.prog_
     layout = _state(prog).layout
+    assert layout.magic is not None
+    word, found = gather(
+        prog, zspages + np.uint64(layout.magic.offset), 4, layout.page_size
+    )
+    zspages = zspages[found & (layout.magic.of(word) == _MAGIC)]
     page, found = gather(
         prog, zspages + np.uint64(layout.first), layout.word, layout.page_size
     )

@@ -31,6 +31,7 @@ from drgn_tools.pstore_records import (
     merge_ftrace,
     parse_dmesg_body,
 )
+from tests import packed842
 from tests.regions import TEXT, Ring, record64, write_trace
 
 FORMATS = {
@@ -302,61 +303,13 @@ def deflated(bits: int) -> bytes:
     return stream.compress(LOG) + stream.flush()
 
 
-def bits842(*fields: tuple[int, int]) -> bytes:
-    text = "".join(f"{value:0{width}b}" for width, value in fields)
-    text += "0" * (-len(text) % 8)
-    return int(text, 2).to_bytes(len(text) // 8, "big")
-
-
-def packed842(data: bytes) -> bytes:
-    """Without much of compression, but with each kind of operation."""
-    fields: list[tuple[int, int]] = []
-    places: dict[bytes, int] = {}
-    end = len(data) - len(data) % 8
-    at = 0
-    while at < end:
-        piece = data[at : at + 8]
-        again = 0
-        while at and again < 64 and data[at + 8 * again :][:8] == data[at - 8 : at]:
-            again += 1
-        again = min(again, (end - at) // 8)
-        if again:
-            fields += [(5, 0x1B), (6, again - 1)]
-            at += 8 * again
-            continue
-        old8 = places.get(piece)
-        old4 = places.get(piece[:4])
-        old2 = places.get(piece[6:])
-        if piece == bytes(8):
-            fields.append((5, 0x1C))
-        elif old8 is not None and old8 % 8 == 0 and at - old8 <= 2048:
-            fields += [(5, 25), (8, old8 % 2048 // 8)]
-        elif old4 is not None and at - old4 <= 2048:
-            fields += [(5, 20), (9, old4 % 2048 // 4)]
-            fields.append((32, int.from_bytes(piece[4:], "big")))
-        elif old2 is not None and at - old2 <= 512:
-            fields += [(5, 1), (32, int.from_bytes(piece[:4], "big"))]
-            fields += [(16, int.from_bytes(piece[4:6], "big")), (8, old2 % 512 // 2)]
-        else:
-            fields += [(5, 0), (64, int.from_bytes(piece, "big"))]
-        places[piece] = at
-        for size in (2, 4):
-            for n in range(0, 8, size):
-                places[piece[n : n + size]] = at + n
-        at += 8
-    if data[end:]:
-        fields += [(5, 0x1D), (3, len(data) - end), *((8, byte) for byte in data[end:])]
-    fields += [(5, 0x1E), (32, zlib.crc32(data))]
-    return bits842(*fields)
-
-
 COMPRESSED = {
     "deflate": deflated(-15),
     "zlib": deflated(12),
     "lzo": lzo.compress(LOG, 1, False),
     "lz4": bytes(cramjam.lz4.compress_block(LOG, store_size=False)),
     "zstd": zstandard.compress(LOG),
-    "842": packed842(LOG),
+    "842": packed842.pack(LOG, random.Random(1)),
 }
 
 

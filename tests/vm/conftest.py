@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Say at the end how we differ from makedumpfile, and what memory capturing took."""
+"""Say at the end what was counted: differences, memory that capturing took, losses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     counts: collections.Counter[str] = collections.Counter()
     compared = 0
     captures = []
+    broken = []
     for report in terminalreporter.stats.get("passed", []):
         for name, value in getattr(report, "user_properties", []):
             if name == "explained":
@@ -19,6 +20,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 counts.update(value)
             elif name == "capture":
                 captures.append(value)
+            elif name == "broken":
+                broken.append(value)
     if compared:
         terminalreporter.section("page frames that makedumpfile treats otherwise")
         terminalreporter.line(f"in {compared} comparisons, unexplained: 0")
@@ -27,4 +30,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if captures:
         terminalreporter.section("extract in a capture kernel")
         for line in captures:
+            terminalreporter.line(line)
+    if broken:
+        terminalreporter.section("what makedumpfile left of zram")
+        for line in broken:
             terminalreporter.line(line)

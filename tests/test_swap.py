@@ -6,7 +6,10 @@ from __future__ import annotations
 import io
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import cramjam
 import pytest
@@ -14,6 +17,7 @@ from drgn import FaultError, Object
 
 from drgn_tools import swap, swap_areas, zram
 
+from . import command
 from .pstore_kernel import KERNEL
 from .swap_kernel import (
     ERAS,
@@ -777,6 +781,32 @@ def test_zeros_of_filtered_elf_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     # The page of zeros that everybody maps is known.
     kernel.variable("zero_pfn", "long", "mm/memory.c", blank)
     assert one(kernel, START)[1:5] == ("resident", "", None, bytes(PAGE))
+
+
+def test_the_plugin_is_cheap() -> None:
+    code = (
+        "import sys, drgn_tools._plugin, drgn_tools.swap;"
+        "print({'numpy', 'click', 'zstandard'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "set()\n"
+
+
+def test_command_lines(tmp_path: Path) -> None:
+    (tmp_path / "dump").write_bytes(b"no dump")
+    dump = str(tmp_path / "dump")
+    for arguments, status in (
+        ([dump], 2),
+        ([dump, "--pid", "0"], 2),
+        ([dump, "--pid", "1", "--size", "1"], 2),
+        ([dump, "--pid", "1", "--address", "-1"], 2),
+        ([dump, "--pid", "1", "--address", "x"], 2),
+        ([dump, "--pid", "1", "-o", "file"], 2),
+        ([dump, "--pid", "1", "--address=1", "--size=1", "-o", "file", "--json"], 2),
+        ([dump, "--pid", "1"], 1),
+        ([f"{dump}.not", "--pid", "1"], 1),
+    ):
+        command.assert_refused(command.drgn_tools("swap", *arguments), status)
 
 
 def test_other_machines(kernel: SwapKernel) -> None:

@@ -596,7 +596,12 @@ def _has_this_boot(
     if stamp is None:
         # Without CONFIG_PSTORE_FTRACE there is no such variable.
         return not debug_info
-    newest = max(int(array["counter"][-1]) for array in arrays if len(array))
+    # CPUs beyond 255 make theirs higher, by as much as does not fit into their byte.
+    newest = max(
+        int(array["counter"][-1]) - (int(array["cpu"][-1]) >> 8)
+        for array in arrays
+        if len(array)
+    )
     if fmt.word == 4 and not fmt.cpu_mask:
         return stamp > 0
     return newest <= stamp and stamp > 0

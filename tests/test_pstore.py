@@ -489,6 +489,24 @@ def test_lost_records_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert "10 records are lost" in capsys.readouterr().err
 
 
+def test_more_than_256_cpus(capsys: pytest.CaptureFixture[str]) -> None:
+    """The trace is one boot's, and this one's, though counters are inexact."""
+    rings = [Ring(256, VERSIONS["6.12"]) for _ in range(770)]
+    last = 769
+    for number in range(997):
+        cpu = last if number == 996 else number % 770
+        rings[cpu].write(record64(number, cpu))
+    kernel = FakeKernel()
+    kernel.variable("pstore_ftrace_stamp", "u64", "fs/pstore/ftrace.c", 997)
+    kernel.ramoops([("ftrace", ring.image()) for ring in rings])
+    records = list(pstore.for_each_pstore_ftrace(kernel.prog))
+    assert len(records) == 997
+    assert {record.boot for record in records} == {0}
+    assert {record.cpu for record in records} == set(range(770))
+    printed(pstore.pstore_ftrace, kernel, last=1)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("options", [{"boot": "last"}, {"last": -1}])
 def test_wrong_options(options: dict[str, object]) -> None:
     kernel, _ = full("6.12", 1, 0)

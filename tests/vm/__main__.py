@@ -15,7 +15,6 @@ from . import (
     dumps,
     guest,
     kernels,
-    live_drgn,
     peers,
     pstore_guests,
     pstore_views,
@@ -128,9 +127,8 @@ def _dumps(args: argparse.Namespace) -> int:
 def _pstore(args: argparse.Namespace) -> int:
     for left in pstore_guests.matrix(jobs=args.jobs):
         print(left.folder)
-    for spec in pstore_views.SPECS:
-        print(live_drgn.image(kernels.get(spec.kernel)))
-        print(pstore_views.get(spec).folder)
+    for views in pstore_views.matrix(jobs=args.jobs):
+        print(views.folder)
     return 0
 
 

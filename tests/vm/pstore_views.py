@@ -9,6 +9,7 @@ it with the code that is being tested, all is made again when that changes.
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -123,6 +124,16 @@ def get(spec: Spec, say: Say = bench.say) -> Views:
         folder = cache.make(key, build, room=3 * live_drgn.MEMORY_MIB << 20)
         dumps.drop_old(folder)
     return Views(spec, kernel, folder)
+
+
+def matrix(jobs: int = 2, say: Say = bench.say) -> list[Views]:
+    """Return all of them, making what is missing, *jobs* at a time."""
+    # First what several need.
+    for kernel in dict.fromkeys(kernels.get(spec.kernel, say) for spec in SPECS):
+        live_drgn.image(kernel, say)
+    with ThreadPoolExecutor(jobs) as pool:
+        tell = (lambda line: say(line)) if jobs > 1 else say
+        return list(pool.map(lambda spec: get(spec, tell), SPECS))
 
 
 def _run(spec: Spec, kernel: Kernel, disk: Path, dest: Path) -> None:

@@ -595,6 +595,30 @@ def test_large_folios_of_shared_memory(
         assert (page.slot, page.data) == (80 + number, content(number))
 
 
+def test_files_that_are_mostly_holes(kernel: SwapKernel, shared: int) -> None:
+    """Mapped is more than could be looked at page by page."""
+    file = kernel.file("data", shared)
+    kernel.map(START, START + (1 << 40), vm_file=file)
+    pfn = kernel.frame(content(1))
+    far = 1 << 27
+    page = kernel.page(pfn, flags=UPTODATE, mapping=shared, index=far)
+    pages_of(kernel, shared, {far: page})
+    found = list(swap.swap_map(kernel.task))
+    assert [(f.start, f.pages, f.kind) for f in found] == [
+        (START, far, "file"),
+        (START + far * PAGE, 1, "page cache"),
+        (START + (far + 1) * PAGE, (1 << 28) - far - 1, "file"),
+    ]
+
+
+def test_more_is_mapped_than_there_can_be(kernel: SwapKernel) -> None:
+    for number in range(64):
+        kernel.entry(START + (number << 30), 0xE7, 2)
+    kernel.map(START, START + (1 << 36))
+    with pytest.raises(ValueError, match="more than there can be"):
+        list(swap.swap_map(kernel.task))
+
+
 def test_hugetlbfs_is_left_alone(kernel: SwapKernel, shared: int) -> None:
     kernel.map(START, START + (1 << 21), vm_flags=0x400000, vm_file=kernel.file("x", 1))
     assert one(kernel).kind == "untouched"

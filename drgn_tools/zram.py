@@ -13,6 +13,7 @@ The helpers' names need no import in ``drgn -e`` and in interactive sessions.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from drgn import FaultError, Object, Program, cast
@@ -354,7 +355,8 @@ def for_each_zram_slot(zram: Object) -> Iterator[ZramSlot]:
     """
     from drgn_tools.zram_text import slots
 
-    yield from map(ZramSlot._make, slots(_reader(zram)))
+    # Four times as fast as ZramSlot._make: there are millions.
+    yield from map(partial(tuple.__new__, ZramSlot), slots(_reader(zram)))
 
 
 def zram_device(zram: Object) -> ZramDevice:

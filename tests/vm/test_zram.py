@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import collections
 import functools
+import gc
 import io
+import json
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +38,22 @@ from drgn_tools.zram import (
     zram_read_many,
 )
 from drgn_tools.zsmalloc import zs_classes
+from tests.command import Outcome, drgn_tools
 
-from . import bench, peers, zram_guests
+from . import (
+    bench,
+    kernels,
+    known_pages,
+    live_drgn,
+    peers,
+    qemu,
+    zram_guests,
+    zram_seen,
+)
 from .known_pages import PAGE
 from .test_extract import extract
-from .zram_guests import DISK_MIB, MATRIX, Guest, Spec
+from .zram_guests import DISK_MIB, MATRIX, Device, Guest, Spec
+from .zram_seen import digest
 
 SLOTS = (DISK_MIB << 20) // PAGE
 ZRAM = [spec for spec in MATRIX if spec.devices]
@@ -115,9 +128,13 @@ def opened(case: Case, factory: pytest.TempPathFactory) -> Dump:
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
-def dump(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Dump:
+def dump(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Dump]:
     """One after the other: all tests of a dump, then those of the next."""
-    return opened(request.param, tmp_path_factory)
+    dump = opened(request.param, tmp_path_factory)
+    yield dump
+    # They refer to each other, and each has a kernel's debug information.
+    dump.prog.cache.clear()
+    gc.collect()
 
 
 # --- the guests themselves
@@ -251,8 +268,8 @@ def test_where_makedumpfile_drops_slab(
             counts["of tasks that are not there"] += process.pages
             continue
         memory = zram_guests.memory(case.spec, process.name)
-        pages = swap_pages(task, process.start, process.pages * PAGE)
-        for found, wanted in zip(pages, memory):
+        swapped = swap_pages(task, process.start, process.pages * PAGE)
+        for found, wanted in zip(swapped, memory):
             count(found.data, wanted, found.note)
     record_property("broken", f"{case}: pages of tasks {dict(counts)}")
 
@@ -389,3 +406,120 @@ def test_files_of_a_file_system(dump: Dump, tmp_path: Path) -> None:
     bench.run(["debugfs", "-R", f"rdump / {tmp_path}", image])
     for path, content in zram_guests.files().items():
         assert (tmp_path / path).read_bytes() == content, path
+
+
+# --- the command
+
+
+@pytest.mark.parametrize(
+    "case", [Case(ZRAM[0], "qemu"), Case(ZRAM[3], "vmcore")], ids=str
+)
+def test_command(case: Case, tmp_path: Path) -> None:
+    guest = zram_guests.get(case.spec)
+    facts = guest.facts()
+    symbols = [
+        f"--symbols={path}"
+        for path in guest.kernel.debug_files()
+        if path.stem in ("vmlinux", "zram", "zsmalloc")
+    ]
+
+    def run(*options: str, status: int = 0) -> Outcome:
+        done = drgn_tools("zram", guest.dump(case.kind), *symbols, *options)
+        assert done.status == status, done.stderr
+        return done
+
+    lines = run().stdout.splitlines()
+    assert len(lines) == 1 + len(numbers(guest))
+    for stat in ("mm-stat", "block-state"):
+        said = run("--stat", stat, "--device", "zram1").stdout
+        assert said == facts[f"zram1/{stat.replace('-', '_')}"].decode()
+    image = tmp_path / "image"
+    assert "0 missing" in run("--device", "zram1", "-o", str(image)).stdout
+    assert image.read_bytes() == b"".join(expected(1))
+    (number, *_) = (n for n, d in enumerate(case.spec.devices) if d.writeback)
+    gone = run("--device", f"zram{number}", "-o", str(image), status=1)
+    assert "written back to /dev/" in gone.stderr
+    told = json.loads(run("--json").stdout)["devices"]
+    assert [device["name"] for device in told] == [f"zram{n}" for n in numbers(guest)]
+    assert told[1]["slots"]["empty"] == SLOTS - len(zram_guests.known(1))
+
+
+# --- a kernel that is running
+
+LIVE = Spec(
+    live_drgn.KERNEL,
+    "live",
+    devices=(
+        Device("lzo-rle"),
+        Device("zstd", "trained"),
+        Device("842", recompress=(("zstd", "type=idle"),)),
+        Device("zstd", writeback="plain"),
+    ),
+)
+HOT = 0
+"""The device that is written to while it is read."""
+LIVE_PAGES = {HOT: 24, 1: 120, 2: 120, 3: 120}
+"""How many are read of each device; emulated, a page takes long."""
+LIVE_MEMORY = {"parent": 96, "shared": 24}
+
+
+def test_live(tmp_path: Path) -> None:
+    kernel = kernels.get(LIVE.kernel)
+    with zram_guests.booted(
+        LIVE,
+        kernel,
+        tmp_path,
+        disks=[qemu.Disk(live_drgn.image(kernel), "live")],
+        files=live_drgn.files(),
+        memory_mib=live_drgn.MEMORY_MIB,
+        folder=tmp_path,
+    ) as vm:
+        (tmp_path / "facts.tar").write_bytes(zram_guests.prepare(vm, LIVE))
+        live_drgn.mount(vm)
+        guest = Guest(LIVE, kernel, tmp_path)
+        mappings = {process.name: process for process in guest.processes()}
+        devices = {f"zram{number}": count for number, count in LIVE_PAGES.items()}
+        memory = [
+            (mappings[name].pid, mappings[name].start, count * PAGE)
+            for name, count in LIVE_MEMORY.items()
+        ]
+        writes = "; ".join(
+            f"pages write 1 /dev/zram{HOT} 0 {LIVE_PAGES[HOT]} {seed}"
+            for seed in (1, 2)
+        )
+        vm.run(f"(while :; do {writes}; done) > /dev/null 2>&1 &")
+        source = Path(zram_seen.__file__).read_text()
+        call = f"print(json.dumps(seen(prog, {devices!r}, {memory!r})))"
+        done = live_drgn.run(vm, f"{source}\nimport json\n{call}\n", seconds=600)
+    assert done.status == 0, done.stderr.decode()
+    seen = json.loads(done.stdout)
+
+    facts = guest.facts()
+    for number, count in LIVE_PAGES.items():
+        name = f"zram{number}"
+        found = seen["pages"][name]
+        assert len(found) == count
+        if number == HOT:
+            continue
+        for file in ("mm_stat", "block_state"):
+            assert seen["texts"][f"{name}/{file}"] == facts[f"{name}/{file}"].decode()
+        last = zram_guests.last_pages(number)
+        streams = {str(cpu): digest(page) for cpu, page in last.items()}
+        assert seen["streams"][name] == streams
+        flags = state(guest, number)
+        for index, (page, note) in enumerate(found):
+            if "w" in flags.get(index, ""):
+                assert page is None and note.startswith("written back to ")
+            else:
+                assert (page, note) == (digest(expected(number)[index]), "")
+    for name, pages in zip(LIVE_MEMORY, seen["memory"]):
+        known = zram_guests.memory(LIVE, name)
+        assert [page for _, page in pages] == list(map(digest, known[: len(pages)]))
+        assert {"zram", "zero"} <= {kind for kind, _ in pages}
+
+    for index, (page, note) in enumerate(seen["pages"][f"zram{HOT}"]):
+        written = [known_pages.page(seed, index) for seed in (1, 2)]
+        # One or the other, and if it would not hold still, that is said.
+        allowed = [digest(content) for content in (*written, expected(HOT)[index])]
+        assert page in allowed or (page is None and note)
+    assert any(page is not None for page, _ in seen["pages"][f"zram{HOT}"])

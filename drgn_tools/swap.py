@@ -79,7 +79,8 @@ class SwapPage(NamedTuple):
     data: bytes | None
     """All 4096 bytes; None if they cannot be had."""
     note: str
-    """Why not; empty if they can."""
+    """Why not; or why they may not be right, for the kernel was changing them. Empty if
+    all is well."""
 
 
 class SwapRange(NamedTuple):
@@ -260,8 +261,8 @@ class _Reader:
                 else:
                     yield place, data, ""
         elif place.store is not None:
-            (found,) = place.store([place.item])
-            yield _found(place, found)
+            ((data, why),) = place.store([place.item])
+            yield place, data, why
         else:
             for _ in range(pages):
                 yield place, None, place.note
@@ -321,12 +322,6 @@ class _Reader:
         ]
 
 
-def _found(place: Place, found: bytes | str) -> tuple[Place, bytes | None, str]:
-    if isinstance(found, bytes):
-        return place, found, ""
-    return place, None, found
-
-
 def _page(address: int, place: Place, data: bytes | None, why: str) -> SwapPage:
     return SwapPage(address, place.kind, place.where, place.slot, data, why)
 
@@ -336,7 +331,7 @@ def _stored(waiting: list[tuple[int, Place]]) -> Iterator[SwapPage]:
     assert store is not None
     results = store([place.item for _, place in waiting])
     for (address, place), found in zip(waiting, results):
-        yield _page(address, *_found(place, found))
+        yield _page(address, place, *found)
 
 
 def _range(start: int, end: int, place: Place, why: str) -> SwapRange:
@@ -408,7 +403,8 @@ def swap_read(task: Object, address: IntegerLike, size: IntegerLike) -> bytes:
     :param address: virtual.
     :param size: in bytes.
     :raises SwapFault: at the first byte that cannot be had, with its address and why.
-        :func:`swap_pages()` gives those that can.
+        :func:`swap_pages()` gives those that can, and says which the kernel was
+        changing.
     :raises ValueError: like :func:`swap_pages()`.
     :raises FaultError: likewise.
     """

@@ -39,8 +39,8 @@ class _Damaged(LookupError):
     pass
 
 
-#: Returns of each item the page, or why it cannot be had.
-Store = Callable[[Sequence[Any]], "list[bytes | str]"]
+#: Returns of each item the page, or None; and why, or why not to trust it.
+Store = Callable[[Sequence[Any]], "list[tuple[bytes | None, str]]"]
 
 
 class Place(NamedTuple):
@@ -320,6 +320,15 @@ class Swap:
             raise _Damaged("the page in the page cache is of another place")
         return Place("page cache", pfn=pfn + number), index
 
+    def read_zswap(
+        self, items: Sequence[tuple[int, int]]
+    ) -> list[tuple[bytes | None, str]]:
+        """What zswap has of them; a :data:`Store`."""
+        return [
+            (page, "") if isinstance(page, bytes) else (None, page)
+            for page in self.zswap.read_many(items)
+        ]
+
     def _area(self, number: int) -> _Area:
         area = self._areas.get(number)
         if area is None:
@@ -521,15 +530,15 @@ class _Area:
         entry = zswap.find(self._number, offset)
         if entry:
             item = (entry, self._number << _TYPE_SHIFT | offset)
-            return Place("zswap", *where, store=zswap.read_many, item=item)
+            return Place("zswap", *where, store=self._swap.read_zswap, item=item)
         if self._zram is None:
             return Place("device", *where, note="it is on a device that is not zram")
         return Place("zram", *where, store=self._read_zram, item=self._block(offset))
 
-    def _read_zram(self, blocks: Sequence[int]) -> list[bytes | str]:
+    def _read_zram(self, blocks: Sequence[int]) -> list[tuple[bytes | None, str]]:
         from drgn_tools.zram import zram_read_many
 
-        results: list[bytes | str] = []
+        results: list[tuple[bytes | None, str]] = []
         at = 0
         while at < len(blocks):
             stop = at + 1
@@ -539,7 +548,7 @@ class _Area:
                 pages = zram_read_many(self._zram, blocks[at], stop - at)
                 results += [_from_zram(page) for page in pages]
             except (FaultError, LookupError, ValueError) as error:
-                results += [one_line(error)] * (stop - at)
+                results += [(None, one_line(error))] * (stop - at)
             at = stop
         return results
 
@@ -588,12 +597,14 @@ class _Area:
         raise _Damaged(f"slot {offset} of {self._name} is in none of its extents")
 
 
-def _zeros(items: Sequence[Any]) -> list[bytes | str]:
-    return [bytes(PAGE_SIZE)] * len(items)
+def _zeros(items: Sequence[Any]) -> list[tuple[bytes | None, str]]:
+    return [(bytes(PAGE_SIZE), "")] * len(items)
 
 
-def _from_zram(page: ZramPage) -> bytes | str:
+def _from_zram(page: ZramPage) -> tuple[bytes | None, str]:
     if page.data is None:
-        return page.note or page.kind
+        return None, page.note or page.kind
     # The kernel would read zeros, but that is not what it swapped out.
-    return "its slot is empty" if page.kind == "empty" else page.data
+    if page.kind == "empty":
+        return None, "its slot is empty"
+    return page.data, page.note

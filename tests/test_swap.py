@@ -411,6 +411,9 @@ def test_what_zram_says(kernel: SwapKernel, device: dict[int, zram.ZramPage]) ->
     assert page[1:] == ("zram", "zram0", 5, None, "written back to /dev/vdb")
     device[5] = zram.ZramPage("unreadable", None, "")
     assert one(kernel).note == "unreadable"
+    device[5] = zram.ZramPage("in flight", content(5), "it was being changed")
+    (page,) = swap.swap_pages(kernel.task, START, 1)
+    assert (page.data, page.note) == (content(5), "it was being changed")
 
 
 # --- zswap

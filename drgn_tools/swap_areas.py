@@ -88,7 +88,9 @@ class Frames:
                 yield self._checked(first + at, page)
 
     def _read(self, pfn: int, count: int) -> bytes:
-        return self._prog.read(pfn * PAGE_SIZE, count * PAGE_SIZE, physical=True)
+        size = count * PAGE_SIZE
+        data: bytes = self._prog.read(pfn * PAGE_SIZE, size, physical=True)
+        return data
 
     def _read_one(self, pfn: int) -> tuple[bytes | None, str]:
         if pfn == self._zero:
@@ -176,9 +178,10 @@ def _has_function(prog: Program, name: str) -> bool:
 
 def _address_of(prog: Program, name: str) -> int | None:
     try:
-        return prog[name].address_
+        address: int | None = prog[name].address_
     except LookupError:
         return None
+    return address
 
 
 def _special_types(prog: Program, areas: int, flags: dict[str, int]) -> tuple[str, ...]:
@@ -186,7 +189,9 @@ def _special_types(prog: Program, areas: int, flags: dict[str, int]) -> tuple[st
     # pages with PG_anon_exclusive") (in v5.19) made the two for migration three.
     newer = "PG_anon_exclusive" in flags
     # CONFIG_MEMORY_FAILURE and CONFIG_MIGRATION.
-    head = ("hwpoison",) if _has_function(prog, "memory_failure") else ()
+    head: tuple[str, ...] = (
+        ("hwpoison",) if _has_function(prog, "memory_failure") else ()
+    )
     if _has_function(prog, "migrate_pages"):
         head += ("migration",) * (3 if newer else 2)
     rest = (_TYPES if newer else _OLD_TYPES).get(_ALL_TYPES - areas - len(head))
@@ -200,6 +205,8 @@ def _special_types(prog: Program, areas: int, flags: dict[str, int]) -> tuple[st
 _SWP_USED = 1 << 0
 _SWP_FS_OPS = 1 << 8
 _SWAP_MAP_BAD = 0x3F
+# Of a large folio: as a huge page has.
+_MOST_PAGES = 512
 # Slots for which the swap cache has one address_space.
 _SPACE_SHIFT = 14
 # Of a word of the swap table (:linux:`mm/swap_table.h`).
@@ -293,9 +300,7 @@ class Swap:
         pfn = self.page(entry)[1]
         head = Object(self.prog, self._head, entry)
         number = index - head.index.value_()
-        if head.mapping.value_() != space.value_() or not (
-            not number or 0 < number < self.pages_of(entry)
-        ):
+        if head.mapping.value_() != space.value_() or not self._is_among(number, entry):
             raise _Damaged("the page in the page cache is of another place")
         return Place("page cache", pfn=pfn + number)
 
@@ -318,7 +323,7 @@ class Swap:
         if not flags & self._flags["PG_swapcache"]:
             raise _Damaged("what is in the swap cache is no page of it")
         index = entry - value
-        if index and not 0 < index < self.pages_of(pointer):
+        if not self._is_among(index, pointer):
             raise _Damaged("the page in the swap cache is of another slot")
         dirty = self._flags["PG_dirty"] | self._flags["PG_writeback"]
         uptodate = bool(flags & self._flags["PG_uptodate"])
@@ -333,9 +338,13 @@ class Swap:
         # The first word, whatever its type is called.
         return self.memory.word(pointer), pfn
 
-    def pages_of(self, pointer: int) -> int:
-        """Of how many pages this ``struct page *`` is the first."""
-        return int(compound_nr(Object(self.prog, "struct page *", pointer)).value_())
+    def _is_among(self, index: int, pointer: int) -> bool:
+        # Of a ``struct page *``, whether it is the first of so many pages.
+        if not index:
+            return True
+        page = Object(self.prog, "struct page *", pointer)
+        pages: int = compound_nr(page).value_()
+        return 0 < index < min(pages, _MOST_PAGES)
 
 
 def _excluded(error: FaultError) -> Place:
@@ -364,8 +373,7 @@ class _Area:
         self._zeromap = self._address("zeromap")
         self._cluster = prog.type("struct swap_cluster_info")
         self._table_length = 0
-        # Linux kernel commit 8578e0c00dcf ("mm, swap: use the swap table for the swap
-        # cache and switch API") (in v6.18).
+        # Since 6.18, in place of swapper_spaces.
         if self._cluster.has_member("table"):
             # SWAPFILE_CLUSTER: 512 with CONFIG_THP_SWAP, else 256.
             entries = prog.type("struct swap_table").member("entries").type
@@ -380,11 +388,10 @@ class _Area:
     def _read_name(self) -> str:
         try:
             name = self._info.swap_file.f_path.dentry.d_name.name.value_()
-            return self._prog.read_c_string(name, max_size=255).decode(
-                "utf-8", "backslashreplace"
-            )
+            raw: bytes = self._prog.read_c_string(name, max_size=255)
         except FaultError:
             return f"area {self._number}"
+        return raw.decode("utf-8", "backslashreplace")
 
     def place(self, offset: int) -> Place:
         # The first slot is the header's.

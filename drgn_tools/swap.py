@@ -301,18 +301,25 @@ class _Reader:
                     yield _range(page, page + _PAGE_SIZE, found, why)
 
     def live_pages(self, start: int, end: int) -> Iterator[SwapPage]:
+        for first in range(start, end, _BATCH * _PAGE_SIZE):
+            stop = min(first + _BATCH * _PAGE_SIZE, end)
+            yield from self._steady(first, stop, _TRIES)
+
+    def _steady(self, start: int, end: int, tries: int) -> Iterator[SwapPage]:
         # Of a running kernel: a page counts if it is where it was before it was read.
-        for address in range(start, end, _PAGE_SIZE):
-            stop = address + _PAGE_SIZE
-            for _ in range(_TRIES):
-                before = self._identity(address, stop)
-                pages = list(self.pages(address, stop))
-                if self._identity(address, stop) == before:
-                    break
-            else:
-                note = "it is in another place at each look"
-                pages = [SwapPage(address, "damaged", "", None, None, note)]
+        before = self._identity(start, end)
+        pages = list(self.pages(start, end))
+        middle = (start + end) // 2 // _PAGE_SIZE * _PAGE_SIZE
+        if self._identity(start, end) == before:
             yield from pages
+        elif start < middle:
+            yield from self._steady(start, middle, tries)
+            yield from self._steady(middle, end, tries)
+        elif tries:
+            yield from self._steady(start, end, tries - 1)
+        else:
+            note = "it is in another place at each look"
+            yield SwapPage(start, "damaged", "", None, None, note)
 
     def _identity(self, start: int, end: int) -> list[Any]:
         return [

@@ -810,6 +810,56 @@ def test_zeros_of_filtered_elf_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one(kernel, START)[1:5] == ("resident", "", None, bytes(PAGE))
 
 
+class Moving:
+    """A page table's entry that changes with each look of a running kernel."""
+
+    def __init__(self, kernel: SwapKernel, looks: int) -> None:
+        self.kernel, self.looks = kernel, looks
+        self.slots = iter(range(100, 100 + looks))
+
+    def __call__(self, read: swap._Reader, start: int, end: int) -> None:
+        slot = next(self.slots, None)
+        if slot is not None:
+            self.kernel.entry(START + 5 * PAGE, swap_word(0, slot))
+
+
+@pytest.mark.parametrize("looks", [0, 1, 3, 1000])
+def test_running_kernels(
+    monkeypatch: pytest.MonkeyPatch, device: dict[int, zram.ZramPage], looks: int
+) -> None:
+    """What moves is read again; what moves all the time is said to."""
+    kernel = SwapKernel("6.12")
+    for number in range(8):
+        kernel.swap_out(START + number * PAGE, 50 + number)
+        device[50 + number] = compressed(50 + number)
+    for slot in range(100, 100 + looks):
+        kernel.poke(kernel.swap_map + slot, b"\1")
+        device[slot] = compressed(slot)
+    move = Moving(kernel, looks)
+    identity = swap._Reader._identity
+
+    def looked(reader: swap._Reader, start: int, end: int) -> list[object]:
+        if start <= START + 5 * PAGE < end:
+            move(reader, start, end)
+        return identity(reader, start, end)
+
+    monkeypatch.setattr(swap._Reader, "_identity", looked)
+    reader = swap._Reader(kernel.task.mm)
+    # Of a dump each page of memory is read once.
+    monkeypatch.setattr(reader._swap.memory, "_live", True)
+    found = list(reader.live_pages(START, START + 8 * PAGE))
+    assert [page.address for page in found] == [START + n * PAGE for n in range(8)]
+    for number, page in enumerate(found):
+        if number != 5:
+            assert page.data == content(50 + number)
+        elif looks == 1000:
+            assert (page.kind, page.data) == ("damaged", None)
+            assert page.note == "it is in another place at each look"
+        else:
+            assert page.slot == (99 + looks if looks else 55)
+            assert page.data == content(page.slot or 0)
+
+
 def test_the_plugin_is_cheap() -> None:
     code = (
         "import sys, drgn_tools._plugin, drgn_tools.swap;"

@@ -34,6 +34,8 @@ __all__ = (
 )
 
 _PAGE_SIZE = 4096
+# How many times over a task maps all of the machine's memory, at the most.
+_MAPPED = 16
 # Pages decompressed together.
 _BATCH = 256
 # Of a running kernel: how often a page may move while it is read.
@@ -77,7 +79,8 @@ class SwapPage(NamedTuple):
     data: bytes | None
     """All 4096 bytes; None if they cannot be had."""
     note: str
-    """Why not; empty if they can."""
+    """Why not; or why they may not be right, for the kernel was changing them. Empty if
+    all is well."""
 
 
 class SwapRange(NamedTuple):
@@ -197,6 +200,7 @@ class _Reader:
         self._swap = _swap(mm.prog_)
         self._mask = page_tables.address_mask(mm.prog_)
         self._mappings = mappings.Mappings(mm)
+        self._looked_at = 0
 
     def spans(self, start: int, end: int) -> Iterator[_Span]:
         from drgn_tools import page_tables
@@ -241,8 +245,7 @@ class _Reader:
                 place = Place("untouched", note="it was never touched")
                 yield address, (stop - address) // _PAGE_SIZE, place
             else:
-                for page in range(address, stop, _PAGE_SIZE):
-                    yield page, 1, self._swap.file_place(mapping, page)
+                yield from self._swap.file_places(mapping, address, stop)
             address = stop
 
     def read(
@@ -258,8 +261,8 @@ class _Reader:
                 else:
                     yield place, data, ""
         elif place.store is not None:
-            (found,) = place.store([place.item])
-            yield _found(place, found)
+            ((data, why),) = place.store([place.item])
+            yield place, data, why
         else:
             for _ in range(pages):
                 yield place, None, place.note
@@ -289,24 +292,34 @@ class _Reader:
                     stop = address + count * _PAGE_SIZE
                     yield _range(address, stop, place, place.note)
                     continue
+                self._looked_at += count
+                if self._looked_at > _MAPPED * self._swap.max_pfn:
+                    raise ValueError("the task maps more than there can be: damaged")
                 # Whether the dump has it.
                 for number, (found, _, why) in enumerate(self.read(count, place)):
                     page = address + number * _PAGE_SIZE
                     yield _range(page, page + _PAGE_SIZE, found, why)
 
     def live_pages(self, start: int, end: int) -> Iterator[SwapPage]:
+        for first in range(start, end, _BATCH * _PAGE_SIZE):
+            stop = min(first + _BATCH * _PAGE_SIZE, end)
+            yield from self._steady(first, stop, _TRIES)
+
+    def _steady(self, start: int, end: int, tries: int) -> Iterator[SwapPage]:
         # Of a running kernel: a page counts if it is where it was before it was read.
-        for address in range(start, end, _PAGE_SIZE):
-            stop = address + _PAGE_SIZE
-            for _ in range(_TRIES):
-                before = self._identity(address, stop)
-                pages = list(self.pages(address, stop))
-                if self._identity(address, stop) == before:
-                    break
-            else:
-                note = "it is in another place at each look"
-                pages = [SwapPage(address, "damaged", "", None, None, note)]
+        before = self._identity(start, end)
+        pages = list(self.pages(start, end))
+        middle = (start + end) // 2 // _PAGE_SIZE * _PAGE_SIZE
+        if self._identity(start, end) == before:
             yield from pages
+        elif start < middle:
+            yield from self._steady(start, middle, tries)
+            yield from self._steady(middle, end, tries)
+        elif tries:
+            yield from self._steady(start, end, tries - 1)
+        else:
+            note = "it is in another place at each look"
+            yield SwapPage(start, "damaged", "", None, None, note)
 
     def _identity(self, start: int, end: int) -> list[Any]:
         return [
@@ -314,12 +327,6 @@ class _Reader:
             for span in self.spans(start, end)
             for address, _, place in self.places(span)
         ]
-
-
-def _found(place: Place, found: bytes | str) -> tuple[Place, bytes | None, str]:
-    if isinstance(found, bytes):
-        return place, found, ""
-    return place, None, found
 
 
 def _page(address: int, place: Place, data: bytes | None, why: str) -> SwapPage:
@@ -331,7 +338,7 @@ def _stored(waiting: list[tuple[int, Place]]) -> Iterator[SwapPage]:
     assert store is not None
     results = store([place.item for _, place in waiting])
     for (address, place), found in zip(waiting, results):
-        yield _page(address, *_found(place, found))
+        yield _page(address, place, *found)
 
 
 def _range(start: int, end: int, place: Place, why: str) -> SwapRange:
@@ -403,7 +410,8 @@ def swap_read(task: Object, address: IntegerLike, size: IntegerLike) -> bytes:
     :param address: virtual.
     :param size: in bytes.
     :raises SwapFault: at the first byte that cannot be had, with its address and why.
-        :func:`swap_pages()` gives those that can.
+        :func:`swap_pages()` gives those that can, and says which the kernel was
+        changing.
     :raises ValueError: like :func:`swap_pages()`.
     :raises FaultError: likewise.
     """

@@ -39,8 +39,8 @@ class _Damaged(LookupError):
     pass
 
 
-#: Returns of each item the page, or why it cannot be had.
-Store = Callable[[Sequence[Any]], "list[bytes | str]"]
+#: Returns of each item the page, or None; and why, or why not to trust it.
+Store = Callable[[Sequence[Any]], "list[tuple[bytes | None, str]]"]
 
 
 class Place(NamedTuple):
@@ -70,7 +70,10 @@ class Frames:
     def __init__(self, prog: Program) -> None:
         self._prog = prog
         # What is mapped where a task has only read.
-        self._zero = _zero_pfn(prog)
+        self._zero = _number(prog, "zero_page_pfn")
+        if self._zero is None:
+            # Until 7.1.
+            self._zero = _number(prog, "zero_pfn")
         self._runs = _runs_with_data(prog)
 
     def read(self, pfn: int, count: int) -> Iterator[tuple[bytes | None, str]]:
@@ -111,14 +114,11 @@ class Frames:
         return None, f"page frame {pfn:#x} is left out of the dump, or was all zeros"
 
 
-def _zero_pfn(prog: Program) -> int | None:
-    # The second until 7.1.
-    for name in ("zero_page_pfn", "zero_pfn"):
-        try:
-            return int(prog.variable(name).value_())
-        except (LookupError, FaultError):
-            pass
-    return None
+def _number(prog: Program, name: str) -> int | None:
+    try:
+        return int(prog.variable(name).value_())
+    except (LookupError, FaultError):
+        return None
 
 
 def _runs_with_data(prog: Program) -> list[tuple[int, int]] | None:
@@ -249,6 +249,8 @@ class Swap:
         except LookupError:
             self._head = prog.type("struct page *")
         self._shmem_aops = _address_of(prog, "shmem_aops")
+        # Page frames of the machine.
+        self.max_pfn = _number(prog, "max_pfn") or self._pfn_mask
 
     def place(self, type_: int, offset: int) -> Place:
         """Where the page of a swap entry, or of what looks like one, is."""
@@ -273,36 +275,59 @@ class Swap:
         marks = [name for bit, name in _MARKS if offset & bit]
         return Place(kind, note=_NOTES.get(kind) or ", ".join(marks) or f"{offset:#x}")
 
-    def file_place(self, mapping: Mapping, address: int) -> Place:
-        """Where a page of a file, or of shared memory, is that nobody maps there."""
-        try:
-            return self._file_place(mapping, address)
-        except FaultError as error:
-            return _excluded(error)
-        except (LookupError, ValueError) as error:
-            return Place("damaged", note=one_line(error))
+    def file_places(
+        self, mapping: Mapping, start: int, end: int
+    ) -> Iterator[tuple[int, int, Place]]:
+        """
+        Where pages of a file, or of shared memory, are that the task does not map.
 
-    def _file_place(self, mapping: Mapping, address: int) -> Place:
+        :return: parts of a mapping: address, pages, and where they are.
+        """
+        while start < end:
+            index = mapping.first + (start - mapping.start) // PAGE_SIZE
+            pages = 1
+            try:
+                place, last = self._file_place(mapping, index)
+                pages = last - index + 1
+            except FaultError as error:
+                place = _excluded(error)
+            except (LookupError, ValueError) as error:
+                place = Place("damaged", note=one_line(error))
+            pages = min(pages, (end - start) // PAGE_SIZE)
+            yield start, pages, place
+            start += pages * PAGE_SIZE
+
+    def _file_place(self, mapping: Mapping, index: int) -> tuple[Place, int]:
+        # Of a page, and to which page it is the same if it is nowhere.
         space = mapping.pages
         assert space is not None
-        index = mapping.first + (address - mapping.start) // PAGE_SIZE
-        entry, first = self.xarrays.find(space.i_pages.address_, index)
+        entry, first, last = self.xarrays.find(space.i_pages.address_, index)
         shared = self._shmem_aops and space.a_ops.value_() == self._shmem_aops
         if entry & 1 and shared:
             # A swp_entry_t, of large folios for several pages.
             value = (entry >> 1) + index - first
-            return self.place(value >> _TYPE_SHIFT, value & ((1 << _TYPE_SHIFT) - 1))
+            offset = value & ((1 << _TYPE_SHIFT) - 1)
+            return self.place(value >> _TYPE_SHIFT, offset), index
         if not entry and shared:
-            return Place("untouched", note="it was never touched")
+            return Place("untouched", note="it was never touched"), last
         if not entry or entry & 3:
             # A value is for the working set.
-            return Place("file", note="it is only in the file")
+            return Place("file", note="it is only in the file"), last
         pfn = self.page(entry)[1]
         head = Object(self.prog, self._head, entry)
         number = index - head.index.value_()
         if head.mapping.value_() != space.value_() or not self._is_among(number, entry):
             raise _Damaged("the page in the page cache is of another place")
-        return Place("page cache", pfn=pfn + number)
+        return Place("page cache", pfn=pfn + number), index
+
+    def read_zswap(
+        self, items: Sequence[tuple[int, int]]
+    ) -> list[tuple[bytes | None, str]]:
+        """What zswap has of them; a :data:`Store`."""
+        return [
+            (page, "") if isinstance(page, bytes) else (None, page)
+            for page in self.zswap.read_many(items)
+        ]
 
     def _area(self, number: int) -> _Area:
         area = self._areas.get(number)
@@ -505,15 +530,15 @@ class _Area:
         entry = zswap.find(self._number, offset)
         if entry:
             item = (entry, self._number << _TYPE_SHIFT | offset)
-            return Place("zswap", *where, store=zswap.read_many, item=item)
+            return Place("zswap", *where, store=self._swap.read_zswap, item=item)
         if self._zram is None:
             return Place("device", *where, note="it is on a device that is not zram")
         return Place("zram", *where, store=self._read_zram, item=self._block(offset))
 
-    def _read_zram(self, blocks: Sequence[int]) -> list[bytes | str]:
+    def _read_zram(self, blocks: Sequence[int]) -> list[tuple[bytes | None, str]]:
         from drgn_tools.zram import zram_read_many
 
-        results: list[bytes | str] = []
+        results: list[tuple[bytes | None, str]] = []
         at = 0
         while at < len(blocks):
             stop = at + 1
@@ -523,7 +548,7 @@ class _Area:
                 pages = zram_read_many(self._zram, blocks[at], stop - at)
                 results += [_from_zram(page) for page in pages]
             except (FaultError, LookupError, ValueError) as error:
-                results += [one_line(error)] * (stop - at)
+                results += [(None, one_line(error))] * (stop - at)
             at = stop
         return results
 
@@ -572,12 +597,14 @@ class _Area:
         raise _Damaged(f"slot {offset} of {self._name} is in none of its extents")
 
 
-def _zeros(items: Sequence[Any]) -> list[bytes | str]:
-    return [bytes(PAGE_SIZE)] * len(items)
+def _zeros(items: Sequence[Any]) -> list[tuple[bytes | None, str]]:
+    return [(bytes(PAGE_SIZE), "")] * len(items)
 
 
-def _from_zram(page: ZramPage) -> bytes | str:
+def _from_zram(page: ZramPage) -> tuple[bytes | None, str]:
     if page.data is None:
-        return page.note or page.kind
+        return None, page.note or page.kind
     # The kernel would read zeros, but that is not what it swapped out.
-    return "its slot is empty" if page.kind == "empty" else page.data
+    if page.kind == "empty":
+        return None, "its slot is empty"
+    return page.data, page.note

@@ -122,32 +122,34 @@ def _write(task: Object, address: int, size: int, path: str) -> int:
     from drgn_tools.output import files
     from drgn_tools.swap import as_range, joined, swap_pages
 
-    lacking = []
-    written = untouched = 0
+    noted = []
+    written = untouched = missing = 0
     with files(path) as (file,):
         for page in swap_pages(task, address, size):
             if page.kind == "untouched":
                 # Zeros, as the task would have read.
                 untouched += 1
                 continue
+            if page.note:
+                noted.append(page)
             if page.data is None:
-                lacking.append(page)
+                missing += 1
                 continue
             skipped = max(0, address - page.address)
             part = page.data[skipped : address + size - page.address]
             file.write(part, page.address + skipped - address)
             written += 1
         file.finish(size)
-    missing = list(joined(map(as_range, lacking)))
-    for one in missing[:_SHOWN]:
+    ranges = list(joined(map(as_range, noted)))
+    for one in ranges[:_SHOWN]:
         where = f"{one.start:#x}-{one.end:#x}, {one.pages} pages"
         print(printable(f"{where}: {one.kind}: {one.note}"), file=sys.stderr)
-    if len(missing) > _SHOWN:
-        print(f"and {len(missing) - _SHOWN} more", file=sys.stderr)
+    if len(ranges) > _SHOWN:
+        print(f"and {len(ranges) - _SHOWN} more", file=sys.stderr)
     print(
         printable(
             f"{path}: {size} bytes, {written} pages written, {untouched} untouched, "
-            f"{len(lacking)} missing"
+            f"{missing} missing"
         )
     )
-    return 1 if lacking else 0
+    return 1 if missing else 0

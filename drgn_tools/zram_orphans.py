@@ -53,7 +53,7 @@ def _orphan(reader: Reader, found: ZsObject, least: dict[int, int]) -> ZramOrpha
         return ZramOrphan(found.handle, found.size, None, "")
     if found.size == reader.page_size:
         return ZramOrphan(found.handle, found.size, data, "")
-    head = reader.layout_word
+    head = reader.word
     for algorithm in reader.algorithms:
         try:
             page, used = algorithm.start(data, reader.page_size)

@@ -337,7 +337,7 @@ class Reader:
         else:
             word = struct.Struct(
                 f"{'<' if is_little(self.prog) else '>'}"
-                f"{'Q' if self.layout_word == 8 else 'I'}"
+                f"{'Q' if self.word == 8 else 'I'}"
             )
             data = word.pack(handle) * (self.page_size // word.size)
             # The flag is set before the pattern.
@@ -347,7 +347,7 @@ class Reader:
         return ZramPage(KINDS[kind], data, note)
 
     @property
-    def layout_word(self) -> int:
+    def word(self) -> int:
         """Bytes of ``handle``."""
         entry = np.dtype(self.layout.entry)
         fields = entry.fields

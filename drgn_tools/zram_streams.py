@@ -35,7 +35,8 @@ _WRITERS = (
 class _Buffer(NamedTuple):
     cpu: int | None
     priority: int
-    address: int
+    address: int | None
+    # None if what says it is not in the dump.
     owner: str | None
     # Who held it, empty for nobody; None if the kernel does not keep that.
 
@@ -60,7 +61,10 @@ def _buffers(zram: Object) -> Iterator[_Buffer]:
     for priority, comp in enumerate(compressors):
         if comp:
             for cpu in _per_cpu(prog):
-                yield _stream(prog, comp, cpu, priority)
+                try:
+                    yield _stream(prog, comp, cpu, priority)
+                except FaultError:
+                    yield _Buffer(cpu, priority, None, None)
 
 
 def _stream(prog: Program, comp: Object, cpu: int, priority: int) -> _Buffer:
@@ -87,7 +91,10 @@ def _old_buffers(zram: Object) -> Iterator[_Buffer]:
     # The design of 2010: of the CPU, for all devices.
     from drgn.helpers.linux.percpu import per_cpu
 
-    pointer = prog.variable("compress_buffer")
+    try:
+        pointer = prog.variable("compress_buffer")
+    except LookupError:
+        raise LookupError("this kernel's zram has no streams of CPUs") from None
     for cpu in _per_cpu(prog):
         yield _Buffer(cpu, 0, per_cpu(pointer, cpu).value_(), None)
 
@@ -150,8 +157,10 @@ def _decoded(
             buffer.cpu, buffer.priority, algorithm.name, state, size, data, writer, note
         )
 
-    if not buffer.address:
+    if buffer.address == 0:
         return made("unused", 0, None, "")
+    if buffer.address is None:
+        return made("missing", 0, None, "the address of its buffer is not in the dump")
     try:
         data = _read(prog, buffer.address, page_size)
     except FaultError:

@@ -20,16 +20,19 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from drgn import Architecture, FaultError, Object, PlatformFlags, Program, Type
+from drgn import FaultError, Object, Program
 
-from drgn_tools.gather import (
-    Flags,
-    Pages,
-    Words,
-    gather,
-    is_little,
-    read_pages,
-    words_of,
+from drgn_tools.gather import Flags, Pages, Words, gather, read_pages, words_of
+from drgn_tools.zs_layout import (
+    MAX_CHAIN,
+    Classes,
+    Encoding,
+    Ints,
+    Layout,
+    ZsError,
+    class_pointers,
+    classes_of,
+    state_of,
 )
 
 __all__ = (
@@ -45,18 +48,10 @@ __all__ = (
 )
 
 _MAGIC = 0x58
-# What a pool may have at most: zspages that are walked, pages of one of them.
+# Zspages of a class that are walked.
 _MAX_ZSPAGES = 1 << 24
-_MAX_CHAIN = 64
-# Size classes: 255 with pages of 4 KiB.
-_MAX_CLASSES = 1 << 12
+# Objects that show how words are encoded.
 _TRIED = 64
-
-Ints = npt.NDArray[np.int64]
-
-
-class ZsError(LookupError):
-    """The handle leads to no object; the message says where it ends."""
 
 
 # How far an object was found. Those of _LACKS are holes in the dump.
@@ -75,288 +70,6 @@ _WHY = {
     _CHAIN: "leads to an object whose second page is lost",
 }
 _LACKS = (_UNMAPPED, _NO_PAGE, _EXCLUDED)
-
-
-class _Field(NamedTuple):
-    # A bit-field: offset in bytes of a 32-bit word, shift and mask in it.
-    offset: int
-    shift: int
-    mask: int
-
-    def of(self, words: Words) -> Words:
-        return (words >> np.uint64(self.shift)) & np.uint64(self.mask)
-
-
-class _Layout(NamedTuple):
-    # Where things are; offsets in bytes.
-    word: int
-    page_size: int
-    page_shift: int
-    memmap: int
-    page: int
-    # Size of struct page.
-    flags: int
-    # Of struct page: what leads to the zspage, the next page, a huge object's handle.
-    zspage: int
-    next: int
-    handle: int
-    # 4.8 and later; else pages say it all themselves.
-    has_zspage: bool
-    # 4.1 and later: handles are addresses of object words, and objects begin with
-    # their handles.
-    indirect: bool
-    class_: _Field | None
-    magic: _Field | None
-    # One of these says that an object is huge; else its class does.
-    huge: _Field | None
-    huge_flag: int | None
-    # Before 4.8: of struct page, and bits of its flags.
-    first_page: int
-    mapping: int
-    first_object: int
-    lru: int
-    private_flag: int
-    last_flag: int
-    # 4.8 and later: of struct zspage.
-    first: int
-    list: int
-
-
-class _Classes(NamedTuple):
-    # By index.
-    size: Ints
-    pages: Ints
-    huge: Flags
-
-
-class _Encoding(NamedTuple):
-    # Of object words: the page frame number is above shift, the object's number
-    # between tag and shift.
-    shift: int
-    tag: int
-
-
-class _State:
-    # What is known of a program's zsmalloc.
-    def __init__(self, prog: Program) -> None:
-        self.layout = _read_layout(prog)
-        self.encodings = _encodings(prog, self.layout)
-        self.encoding: _Encoding | None = None
-        self.classes: dict[int, _Classes] = {}
-
-
-def _state(prog: Program) -> _State:
-    state = prog.cache.get("drgn_tools_zsmalloc")
-    if not isinstance(state, _State):
-        state = prog.cache["drgn_tools_zsmalloc"] = _State(prog)
-    return state
-
-
-# --- layouts
-
-
-def _field(prog: Program, type_: Type, name: str) -> _Field:
-    member = type_.member(name)
-    size = member.bit_field_size or 0
-    offset, shift = divmod(member.bit_offset, 32)
-    if not is_little(prog):
-        shift = 32 - shift - size
-    if not 0 < size <= 32 or not 0 <= shift <= 32 - size:
-        raise ZsError(f"struct zspage has an unknown layout: {name}")
-    return _Field(offset * 4, shift, (1 << size) - 1)
-
-
-def _offset(type_: Type, *names: str) -> int:
-    # Of the first of these that there is.
-    for name in names:
-        if type_.has_member(name):
-            offset: int = type_.member(name).offset
-            return offset
-    raise ZsError(f"{type_.type_name()} has an unknown layout: no {names[0]}")
-
-
-def _page_flag(prog: Program, name: str) -> int:
-    for enumerator in prog.type("enum pageflags").enumerators or ():
-        if enumerator.name == name:
-            return 1 << int(enumerator.value)
-    raise ZsError(f"enum pageflags has no {name}")
-
-
-def _find_type(prog: Program, name: str) -> Type | None:
-    try:
-        return prog.type(name)
-    except LookupError:
-        return None
-
-
-def _read_layout(prog: Program) -> _Layout:
-    from drgn.helpers.linux.mm import pfn_to_page
-
-    platform = prog.platform
-    wide = platform is None or bool(platform.flags & PlatformFlags.IS_64_BIT)
-    page_size = int(prog["PAGE_SIZE"])
-    page = prog.type("struct page")
-    pool = _find_type(prog, "struct zs_pool")
-    if pool is None:
-        raise ZsError(
-            "struct zs_pool is unknown: the debugging symbols of zsmalloc are missing"
-        )
-    layout = _Layout(
-        word=8 if wide else 4,
-        page_size=page_size,
-        page_shift=page_size.bit_length() - 1,
-        memmap=pfn_to_page(prog, 0).value_(),
-        page=prog.type("struct page").size or 0,
-        flags=page.member("flags").offset,
-        zspage=page.member("private").offset if page.has_member("private") else 0,
-        next=0,
-        handle=0,
-        has_zspage=True,
-        indirect=True,
-        class_=None,
-        magic=None,
-        huge=None,
-        huge_flag=None,
-        first_page=0,
-        mapping=0,
-        first_object=0,
-        lru=0,
-        private_flag=0,
-        last_flag=0,
-        first=0,
-        list=0,
-    )
-    zspage = _find_type(prog, "struct zspage")
-    if zspage is None:
-        # Before Linux kernel commit 3783689a1aa8 ("zsmalloc: introduce zspage
-        # structure") (in v4.8).
-        return layout._replace(
-            has_zspage=False,
-            # Linux kernel commit 2e40e163a25a ("zsmalloc: decouple handle and
-            # object") (in v4.1).
-            indirect=pool.has_member("handle_cachep"),
-            first_page=_offset(page, "first_page", "private"),
-            mapping=_offset(page, "mapping"),
-            first_object=_offset(page, "index"),
-            lru=_offset(page, "lru"),
-            handle=_offset(page, "private"),
-            private_flag=_page_flag(prog, "PG_private"),
-            last_flag=_page_flag(prog, "PG_private_2"),
-        )
-    layout = layout._replace(
-        class_=_field(prog, zspage, "class"),
-        magic=_field(prog, zspage, "magic"),
-        first=_offset(zspage, "first_zpdesc", "first_page"),
-        list=_offset(zspage, "list"),
-    )
-    zpdesc = _find_type(prog, "struct zpdesc")
-    if zpdesc is not None:
-        # In v6.14.
-        return layout._replace(
-            zspage=_offset(zpdesc, "zspage"),
-            next=_offset(zpdesc, "next"),
-            handle=_offset(zpdesc, "handle"),
-            huge=_field(prog, zspage, "huge"),
-        )
-    if zspage.has_member("huge"):
-        # Linux kernel commit a41ec880aa7b ("zsmalloc: move huge compressed obj from
-        # page to zspage") (in v5.17).
-        index = _offset(page, "index", "__folio_index")
-        return layout._replace(
-            next=index, handle=index, huge=_field(prog, zspage, "huge")
-        )
-    return layout._replace(
-        next=_offset(page, "freelist"),
-        handle=_offset(page, "index"),
-        huge_flag=_page_flag(prog, "PG_owner_priv_1"),
-    )
-
-
-def _encodings(prog: Program, layout: _Layout) -> list[_Encoding]:
-    # The likely ones first; which it is shows where objects have their handles.
-    bits = layout.word * 8
-    if layout.word == 4:
-        physical = [32, 36, 40]
-    else:
-        physical = [52, 46, 48, 56, 50, 44, 64]
-        platform = prog.platform
-        if platform is not None and platform.arch == Architecture.X86_64:
-            # MAX_POSSIBLE_PHYSMEM_BITS is 52 where 5-level page tables are
-            # configured, with how many levels it ever runs.
-            physical.remove(46)
-            physical.insert(0 if not _may_have_5_levels(prog) else 1, 46)
-    # OBJ_TAG_BITS: 1 since v4.1, 0 since v6.9; 2 in v6.2 to v6.5 with zpool.
-    tags = (1, 0, 2) if layout.indirect else (0,)
-    return [
-        _Encoding(bits - (size - layout.page_shift), tag)
-        for size in physical
-        for tag in tags
-    ]
-
-
-def _may_have_5_levels(prog: Program) -> bool:
-    for name in ("__pgtable_l5_enabled", "pgdir_shift", "ptrs_per_p4d"):
-        try:
-            prog.symbol(name)
-            return True
-        except LookupError:
-            pass
-        try:
-            prog[name]
-            return True
-        except KeyError:
-            pass
-    return False
-
-
-def _class_pointers(pool: Object) -> list[int]:
-    prog = pool.prog_
-    array = pool.size_class
-    length = array.type_.length or 0
-    if not 0 < length <= _MAX_CLASSES:
-        raise ZsError("struct zs_pool has an unknown layout: size_class")
-    # Pointers since v3.18.
-    element = array.type_.type
-    if element.unaliased().kind.name != "POINTER":
-        start = array.address_of_().value_()
-        return [start + index * (element.size or 0) for index in range(length)]
-    raw = prog.read(array.address_of_().value_(), length * prog.type("void *").size)
-    return [int(word) for word in words_of(prog, raw, len(raw) // length)]
-
-
-def _classes(pool: Object) -> _Classes:
-    prog = pool.prog_
-    state = _state(prog)
-    known = state.classes.get(pool.value_())
-    if known is not None:
-        return known
-    pointers = _class_pointers(pool)
-    size = np.zeros(len(pointers), np.int64)
-    pages = np.zeros(len(pointers), np.int64)
-    huge = np.zeros(len(pointers), np.bool_)
-    read: dict[int, tuple[int, int, bool]] = {}
-    for index, pointer in enumerate(pointers):
-        if pointer and pointer not in read:
-            try:
-                class_ = Object(prog, "struct size_class", address=pointer).read_()
-            except FaultError:
-                read[pointer] = 0, 0, False
-                continue
-            most = state.layout.page_size
-            good = (
-                0 < class_.size.value_() <= most
-                and class_.size.value_() % state.layout.word == 0
-                and 0 < class_.pages_per_zspage.value_() <= _MAX_CHAIN
-            )
-            read[pointer] = (
-                class_.size.value_() if good else 0,
-                class_.pages_per_zspage.value_() if good else 0,
-                # v4.1 to v4.7.
-                bool(class_.huge) if class_.type_.has_member("huge") else False,
-            )
-        size[index], pages[index], huge[index] = read.get(pointer, (0, 0, False))
-    classes = state.classes[pool.value_()] = _Classes(size, pages, huge)
-    return classes
 
 
 # --- from handles to places
@@ -391,10 +104,10 @@ def _fail(why: npt.NDArray[np.uint8], bad: Flags, reason: int) -> None:
 
 
 def _locate(
-    pool: Object, handles: Words, encoding: _Encoding, *, direct: bool = False
+    pool: Object, handles: Words, encoding: Encoding, *, direct: bool = False
 ) -> _Located:
     prog = pool.prog_
-    layout = _state(prog).layout
+    layout = state_of(prog).layout
     why = np.zeros(len(handles), np.uint8)
     _fail(why, handles == 0, _HANDLE)
     words = handles
@@ -416,7 +129,7 @@ def _locate(
 
 
 def _page_words(
-    prog: Program, layout: _Layout, pages: Words, offsets: Sequence[int]
+    prog: Program, layout: Layout, pages: Words, offsets: Sequence[int]
 ) -> tuple[list[Words], Flags]:
     # Words of struct pages, read together.
     addresses = np.concatenate([pages + np.uint64(offset) for offset in offsets])
@@ -427,8 +140,8 @@ def _page_words(
 
 
 def _placed(
-    layout: _Layout,
-    classes: _Classes,
+    layout: Layout,
+    classes: Classes,
     why: npt.NDArray[np.uint8],
     class_: Words,
     number: Ints,
@@ -448,7 +161,7 @@ def _by_zspage(
     pool: Object, why: npt.NDArray[np.uint8], pfn: Words, page: Words, number: Ints
 ) -> _Located:
     prog = pool.prog_
-    layout = _state(prog).layout
+    layout = state_of(prog).layout
     assert layout.class_ is not None and layout.magic is not None
     (flags, zspage, follows, back), found = _page_words(
         prog,
@@ -466,7 +179,7 @@ def _by_zspage(
         layout.page_size,
     )
     _fail(why, ~found | (layout.magic.of(word) != _MAGIC), _NO_ZSPAGE)
-    size, _ = _placed(layout, _classes(pool), why, layout.class_.of(word), number)
+    size, _ = _placed(layout, classes_of(pool), why, layout.class_.of(word), number)
     if layout.huge is not None:
         huge = layout.huge.of(word) != 0
     else:
@@ -492,7 +205,7 @@ def _by_first_page(
     pool: Object, why: npt.NDArray[np.uint8], pfn: Words, page: Words, number: Ints
 ) -> _Located:
     prog = pool.prog_
-    layout = _state(prog).layout
+    layout = state_of(prog).layout
     wanted = np.where(why == _FOUND, page, 0).astype(np.uint64)
     (flags, first, index, private, lru), found = _page_words(
         prog,
@@ -519,7 +232,7 @@ def _by_first_page(
     _fail(why, ~found, _NO_ZSPAGE)
     # Fullness is in the low 4 bits.
     class_ = (mapping >> np.uint64(4)) & np.uint64((1 << 28) - 1)
-    classes = _classes(pool)
+    classes = classes_of(pool)
     size, _ = _placed(layout, classes, why, class_, number)
     huge = classes.huge[np.where(why == _FOUND, class_, 0).astype(np.int64)]
     _fail(why, huge & (~is_first | (number != 0)), _NO_CLASS)
@@ -541,7 +254,7 @@ def _by_first_page(
     )
 
 
-def _owner_of(prog: Program, layout: _Layout, pages: Words) -> tuple[Words, Flags]:
+def _owner_of(prog: Program, layout: Layout, pages: Words) -> tuple[Words, Flags]:
     # What a zspage's later pages have as their owner.
     offset = layout.zspage if layout.has_zspage else layout.first_page
     (owner,), found = _page_words(prog, layout, pages, (offset,))
@@ -564,10 +277,10 @@ class _Found(NamedTuple):
 
 
 def _find(
-    pool: Object, handles: Words, sizes: Ints | None, encoding: _Encoding
+    pool: Object, handles: Words, sizes: Ints | None, encoding: Encoding
 ) -> _Found:
     prog = pool.prog_
-    layout = _state(prog).layout
+    layout = state_of(prog).layout
     located = _locate(pool, handles, encoding)
     why = located.why
     size = located.room if sizes is None else np.where(sizes < 0, located.room, sizes)
@@ -607,7 +320,7 @@ def _find(
 
 
 def _second_pages(
-    prog: Program, layout: _Layout, located: _Located, spans: Flags
+    prog: Program, layout: Layout, located: _Located, spans: Flags
 ) -> tuple[Words, Flags]:
     # Page frames where objects that span pages go on; and which of them are lost.
     page = np.where(spans, located.next, 0).astype(np.uint64)
@@ -624,7 +337,7 @@ def _second_pages(
 
 def _check_heads(
     prog: Program,
-    layout: _Layout,
+    layout: Layout,
     located: _Located,
     handles: Words,
     pages: Pages,
@@ -643,9 +356,9 @@ def _check_heads(
     _fail(located.why, wrong, _HEAD)
 
 
-def _choose(pool: Object, handles: Words) -> _Encoding:
+def _choose(pool: Object, handles: Words) -> Encoding:
     # What most of these objects agree to.
-    state = _state(pool.prog_)
+    state = state_of(pool.prog_)
     if state.encoding is not None:
         return state.encoding
     if not state.layout.indirect or not len(handles):
@@ -683,7 +396,7 @@ def zs_read_many(
     """
     handles = np.asarray(handles, np.uint64)
     found = _find(pool, handles, sizes, _choose(pool, handles))
-    if _state(pool.prog_).encoding is None and found.why.any():
+    if state_of(pool.prog_).encoding is None and found.why.any():
         # All that was tried may have been the first of their zspages.
         better = _choose(pool, handles[found.why != _FOUND])
         again = _find(pool, handles, sizes, better)
@@ -778,9 +491,9 @@ def zs_classes(pool: Object) -> list[ZsClass]:
     :raises ZsError: if the kernel's zsmalloc is not understood.
     """
     prog = pool.prog_
-    classes = _classes(pool)
+    classes = classes_of(pool)
     found: dict[int, ZsClass] = {}
-    for index, pointer in enumerate(_class_pointers(pool)):
+    for index, pointer in enumerate(class_pointers(pool)):
         size, pages = int(classes.size[index]), int(classes.pages[index])
         if not size:
             continue
@@ -790,7 +503,7 @@ def zs_classes(pool: Object) -> list[ZsClass]:
             # OBJ_ALLOCATED until v6.3; the counters are the last two.
             last = objs.type_.length or 0
             allocated, used = objs[last - 2].value_(), objs[last - 1].value_()
-        fit = pages * _state(prog).layout.page_size // size
+        fit = pages * state_of(prog).layout.page_size // size
         found[pointer] = ZsClass(index, size, fit, pages, allocated, used)
     return sorted(found.values())
 
@@ -798,10 +511,10 @@ def zs_classes(pool: Object) -> list[ZsClass]:
 def _zspages(pool: Object, pointer: int) -> Iterator[int]:
     # Of a class, from all its lists; damaged ones end.
     prog = pool.prog_
-    layout = _state(prog).layout
+    layout = state_of(prog).layout
     lists = Object(prog, "struct size_class", address=pointer).fullness_list
     seen: set[int] = set()
-    for number in range(min(lists.type_.length or 0, _MAX_CHAIN)):
+    for number in range(min(lists.type_.length or 0, MAX_CHAIN)):
         head = lists[number].address_of_().value_()
         at = head
         while len(seen) < _MAX_ZSPAGES:
@@ -824,10 +537,10 @@ def for_each_zs_object(pool: Object) -> Iterator[ZsObject]:
     :raises ZsError: if the kernel's zsmalloc is not understood; pools before v4.8
         cannot be walked.
     """
-    layout = _state(pool.prog_).layout
+    layout = state_of(pool.prog_).layout
     if not layout.has_zspage:
         raise ZsError("pools of zsmalloc cannot be walked before Linux 4.8")
-    pointers = _class_pointers(pool)
+    pointers = class_pointers(pool)
     for class_ in zs_classes(pool):
         zspages = _zspages(pool, pointers[class_.index])
         while batch := list(islice(zspages, max(1, 1024 // class_.pages))):
@@ -836,7 +549,7 @@ def for_each_zs_object(pool: Object) -> Iterator[ZsObject]:
 
 def _objects_of(pool: Object, class_: ZsClass, zspages: Words) -> Iterator[ZsObject]:
     prog = pool.prog_
-    layout = _state(prog).layout
+    layout = state_of(prog).layout
     assert layout.magic is not None
     word, found = gather(
         prog, zspages + np.uint64(layout.magic.offset), 4, layout.page_size

@@ -411,6 +411,9 @@ def test_what_zram_says(kernel: SwapKernel, device: dict[int, zram.ZramPage]) ->
     assert page[1:] == ("zram", "zram0", 5, None, "written back to /dev/vdb")
     device[5] = zram.ZramPage("unreadable", None, "")
     assert one(kernel).note == "unreadable"
+    device[5] = zram.ZramPage("in flight", content(5), "it was being changed")
+    (page,) = swap.swap_pages(kernel.task, START, 1)
+    assert (page.data, page.note) == (content(5), "it was being changed")
 
 
 # --- zswap
@@ -593,6 +596,30 @@ def test_large_folios_of_shared_memory(
     for number in range(8):
         page = one(kernel, START + number * PAGE)
         assert (page.slot, page.data) == (80 + number, content(number))
+
+
+def test_files_that_are_mostly_holes(kernel: SwapKernel, shared: int) -> None:
+    """Mapped is more than could be looked at page by page."""
+    file = kernel.file("data", shared)
+    kernel.map(START, START + (1 << 40), vm_file=file)
+    pfn = kernel.frame(content(1))
+    far = 1 << 27
+    page = kernel.page(pfn, flags=UPTODATE, mapping=shared, index=far)
+    pages_of(kernel, shared, {far: page})
+    found = list(swap.swap_map(kernel.task))
+    assert [(f.start, f.pages, f.kind) for f in found] == [
+        (START, far, "file"),
+        (START + far * PAGE, 1, "page cache"),
+        (START + (far + 1) * PAGE, (1 << 28) - far - 1, "file"),
+    ]
+
+
+def test_more_is_mapped_than_there_can_be(kernel: SwapKernel) -> None:
+    for number in range(64):
+        kernel.entry(START + (number << 30), 0xE7, 2)
+    kernel.map(START, START + (1 << 36))
+    with pytest.raises(ValueError, match="more than there can be"):
+        list(swap.swap_map(kernel.task))
 
 
 def test_hugetlbfs_is_left_alone(kernel: SwapKernel, shared: int) -> None:
@@ -781,6 +808,56 @@ def test_zeros_of_filtered_elf_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     # The page of zeros that everybody maps is known.
     kernel.variable("zero_pfn", "long", "mm/memory.c", blank)
     assert one(kernel, START)[1:5] == ("resident", "", None, bytes(PAGE))
+
+
+class Moving:
+    """A page table's entry that changes with each look of a running kernel."""
+
+    def __init__(self, kernel: SwapKernel, looks: int) -> None:
+        self.kernel, self.looks = kernel, looks
+        self.slots = iter(range(100, 100 + looks))
+
+    def __call__(self, read: swap._Reader, start: int, end: int) -> None:
+        slot = next(self.slots, None)
+        if slot is not None:
+            self.kernel.entry(START + 5 * PAGE, swap_word(0, slot))
+
+
+@pytest.mark.parametrize("looks", [0, 1, 3, 1000])
+def test_running_kernels(
+    monkeypatch: pytest.MonkeyPatch, device: dict[int, zram.ZramPage], looks: int
+) -> None:
+    """What moves is read again; what moves all the time is said to."""
+    kernel = SwapKernel("6.12")
+    for number in range(8):
+        kernel.swap_out(START + number * PAGE, 50 + number)
+        device[50 + number] = compressed(50 + number)
+    for slot in range(100, 100 + looks):
+        kernel.poke(kernel.swap_map + slot, b"\1")
+        device[slot] = compressed(slot)
+    move = Moving(kernel, looks)
+    identity = swap._Reader._identity
+
+    def looked(reader: swap._Reader, start: int, end: int) -> list[object]:
+        if start <= START + 5 * PAGE < end:
+            move(reader, start, end)
+        return identity(reader, start, end)
+
+    monkeypatch.setattr(swap._Reader, "_identity", looked)
+    reader = swap._Reader(kernel.task.mm)
+    # Of a dump each page of memory is read once.
+    monkeypatch.setattr(reader._swap.memory, "_live", True)
+    found = list(reader.live_pages(START, START + 8 * PAGE))
+    assert [page.address for page in found] == [START + n * PAGE for n in range(8)]
+    for number, page in enumerate(found):
+        if number != 5:
+            assert page.data == content(50 + number)
+        elif looks == 1000:
+            assert (page.kind, page.data) == ("damaged", None)
+            assert page.note == "it is in another place at each look"
+        else:
+            assert page.slot == (99 + looks if looks else 55)
+            assert page.data == content(page.slot or 0)
 
 
 def test_the_plugin_is_cheap() -> None:

@@ -299,6 +299,28 @@ def test_a_stream_of_the_whole_device() -> None:
     assert (stream.cpu, stream.data) == (None, text_page(1))
 
 
+def test_streams_of_cpus_and_all_devices() -> None:
+    """As in 2010: a variable of each CPU's."""
+    kernel = ZramKernel("3.13", pfn_bits=34)
+    kernel.types["struct zram_meta"] = kernel.types["struct zram_meta"][:2]
+    kernel.era = kernel.era._replace(stream="local")
+    with pytest.raises(LookupError, match="no streams of CPUs"):
+        list(zram.for_each_zram_stream(kernel.device))
+    pages = [COMPRESS["lzo"](text_page(cpu)) for cpu in range(2)]
+    kernel.variable("nr_cpu_ids", "u32", 2)
+    kernel.write(kernel.variable("__cpu_online_mask", "struct cpumask"), 3, 8)
+    first = kernel.variable("compress_buffer", "ptr")
+    kernel.allocate(2 * PAGE)
+    offsets = kernel.variable("__per_cpu_offset", "arr 2 long")
+    for cpu, data in enumerate(pages):
+        buffer = kernel.store(data.ljust(2 * PAGE, b"\0"))
+        kernel.write(offsets + 8 * cpu, 64 * cpu, 8)
+        kernel.write(first + 64 * cpu, buffer, 8)
+    found = list(zram.for_each_zram_stream(kernel.device))
+    assert [one.data for one in found] == [text_page(0), text_page(1)]
+    assert [one.cpu for one in found] == [0, 1]
+
+
 def test_no_streams_of_cpus() -> None:
     kernel = ZramKernel("4.0", pfn_bits=34)
     kernel.streams([b""])

@@ -17,6 +17,7 @@ _COMMANDS = {
     "extract": "drgn_tools.capture_commands",
     "info": "drgn_tools.capture_commands",
     "pstore": "drgn_tools.pstore_commands",
+    "swap": "drgn_tools.swap_commands",
     "verify": "drgn_tools.capture_commands",
     "zram": "drgn_tools.zram_commands",
 }

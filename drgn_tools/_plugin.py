@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
 
 # The modules whose ``__all__`` becomes names of drgn.helpers.linux.
-_HELPERS = ("drgn_tools.pstore", "drgn_tools.zram")
+_HELPERS = ("drgn_tools.pstore", "drgn_tools.swap", "drgn_tools.zram")
 
 
 def _is_linux_kernel(prog: Program) -> bool:
@@ -53,6 +53,10 @@ def _boot(text: str) -> str | int:
         return text
 
 
+def _number(text: str) -> int:
+    return int(text, 0)
+
+
 def _register_commands() -> None:
     try:
         from drgn.commands import argument, command
@@ -86,6 +90,15 @@ def _register_commands() -> None:
         ("pstore_dmesg", "print the kernel logs in persistent memory", ()),
         ("pstore_console", "print the console output in persistent memory", (boot,)),
         ("pstore_pmsg", "print the user space log in persistent memory", (boot,)),
+        (
+            "swap_where",
+            "print where a task's pages are",
+            (
+                argument("pid", type=int, help="the task"),
+                argument("--address", type=_number, default=0, help="from there on"),
+                argument("--size", type=_number, help="of what is looked at, in bytes"),
+            ),
+        ),
         ("zram_devices", "print the zram devices", ()),
         ("zram_mm_stat", "print a zram device's mm_stat", (device,)),
         ("zram_io_stat", "print a zram device's io_stat", (device,)),

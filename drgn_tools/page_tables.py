@@ -29,6 +29,7 @@ _ERRATUM = 0x60
 _TABLE_SIZE = 4096
 
 Words = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
 
 
 class Entries(NamedTuple):
@@ -41,29 +42,21 @@ class Entries(NamedTuple):
     words: Words | None
     """As they are; none of them leads to another table. None if they cannot be
     read."""
-    count: int
-    """How many they are, read or not."""
+    size: int
+    """How much memory they are for, in bytes, read or not."""
     error: str
     """Why they cannot be read; empty if they can."""
 
 
-class SwapEntry(NamedTuple):
-    """What an entry says that is neither none nor present."""
-
-    type: int
-    """A swap area's number, or beyond those: what else it is."""
-    offset: int
-    """The slot in the area; of other types, a page frame and flags, or flags."""
-
-
-def is_none(words: Words, shift: int = 12) -> npt.NDArray[np.bool_]:
+def is_none(words: Words) -> Bools:
     """Which entries are empty."""
     # Only those for small pages have to do with the erratum, but nor do the others
     # have these bits alone.
-    return (words & np.uint64(_U64 & ~_ERRATUM)) == 0
+    none: Bools = (words & np.uint64(_U64 & ~_ERRATUM)) == 0
+    return none
 
 
-def is_present(words: Words, shift: int = 12) -> npt.NDArray[np.bool_]:
+def is_present(words: Words, shift: int) -> Bools:
     """
     Which entries have a page, whether or not it may be touched.
 
@@ -71,7 +64,8 @@ def is_present(words: Words, shift: int = 12) -> npt.NDArray[np.bool_]:
         as such, and as nothing else.
     """
     bits = PAGE_PRESENT | _PAGE_PROTNONE | (PAGE_PSE if shift > 12 else 0)
-    return (words & np.uint64(bits)) != 0
+    present: Bools = (words & np.uint64(bits)) != 0
+    return present
 
 
 def page_frames(words: Words, shift: int, mask: int) -> Words:
@@ -86,18 +80,14 @@ def page_frames(words: Words, shift: int, mask: int) -> Words:
     return (seen & np.uint64(mask & -(1 << shift))) >> np.uint64(12)
 
 
-def swap_entry(word: int) -> SwapEntry:
-    """
-    Decode an entry that is neither none nor present.
-
-    As since 4.19, which has the offset inverted, against L1TF
-    (:linux:`arch/x86/include/asm/pgtable_64.h`).
-    """
-    return SwapEntry(word >> 59, ((~word << 5) & _U64) >> 14)
-
-
 def swap_entries(words: Words) -> tuple[Words, Words]:
-    """Types and offsets of many; see :func:`swap_entry`."""
+    """
+    Decode entries that are neither none nor present: types and offsets.
+
+    As since 4.19, which has offsets inverted, against L1TF
+    (:linux:`arch/x86/include/asm/pgtable_64.h`). Types beyond those of swap areas say
+    what else an entry is, and the offset then is a page frame, or a mark.
+    """
     return words >> np.uint64(59), (~words << np.uint64(5)) >> np.uint64(14)
 
 
@@ -148,13 +138,18 @@ def walk(mm: Object, start: int, end: int) -> Iterator[Entries]:
     yield from _Walk(prog, start, end).table(root, depth - 1, 0)
 
 
+def _entries(address: int, shift: int, words: Words) -> Entries:
+    return Entries(address, shift, words, len(words) << shift, "")
+
+
 class _Walk:
     def __init__(self, prog: Program, start: int, end: int) -> None:
         self._prog = prog
         self._start = start
         self._end = end
         self._mask = address_mask(prog)
-        self._seen: set[int] = set()
+        # Tables that have been used, and at which level.
+        self._seen: dict[int, int] = {}
 
     def table(self, data: bytes, level: int, base: int) -> Iterator[Entries]:
         shift = 12 + 9 * level
@@ -162,35 +157,44 @@ class _Walk:
         last = min((self._end - 1 - base) >> shift, 511)
         words = np.frombuffer(data, "<u8")[first : last + 1]
         base += first << shift
-        if level == 0:
-            yield Entries(base, shift, words, len(words), "")
-            return
-        lower = (words & np.uint64(PAGE_PRESENT)) != 0
-        if level < 3:
-            lower &= (words & np.uint64(PAGE_PSE)) == 0
         at = 0
-        for index in [*np.flatnonzero(lower).tolist(), len(words)]:
+        for index in [*np.flatnonzero(_lead_on(words, level)).tolist(), len(words)]:
             if at < index:
-                part = words[at:index]
-                yield Entries(base + (at << shift), shift, part, len(part), "")
+                yield _entries(base + (at << shift), shift, words[at:index])
             if index < len(words):
                 word, address = int(words[index]), base + (index << shift)
                 yield from self._lower(word & self._mask, level - 1, address)
             at = index + 1
 
     def _lower(self, paddr: int, level: int, base: int) -> Iterator[Entries]:
-        why = ""
-        # In one address space a table is used once, but for those that huge pages of
-        # hugetlbfs share. A loop is damage, and would have no end.
-        if paddr in self._seen and level != 1:
-            why = f"the page table at {paddr:#x} is used twice: damaged"
+        try:
+            data = self._prog.read(paddr, _TABLE_SIZE, physical=True)
+        except FaultError:
+            why = f"the page table at {paddr:#x} is not in the dump"
         else:
-            try:
-                data = self._prog.read(paddr, _TABLE_SIZE, physical=True)
-            except FaultError:
-                why = f"the page table at {paddr:#x} is not in the dump"
+            why = self._used_twice(paddr, level, data)
         if why:
-            yield Entries(base, 12 + 9 * (level + 1), None, 1, why)
+            shift = 12 + 9 * (level + 1)
+            yield Entries(base, shift, None, 1 << shift, why)
             return
-        self._seen.add(paddr)
         yield from self.table(data, level, base)
+
+    def _used_twice(self, paddr: int, level: int, data: bytes) -> str:
+        # In an address space a table has one place, but for those of huge pages that
+        # hugetlbfs shares. Others would make a walk without end.
+        used = self._seen.get(paddr)
+        self._seen.setdefault(paddr, level)
+        shared = level == used == 1
+        if used is None or (
+            shared and not _lead_on(np.frombuffer(data, "<u8"), level).any()
+        ):
+            return ""
+        return f"the page table at {paddr:#x} is used twice: damaged"
+
+
+def _lead_on(words: Words, level: int) -> Bools:
+    # Which entries lead to another table.
+    lower: Bools = (words & np.uint64(PAGE_PRESENT)) != 0
+    if level < 3:
+        lower &= (words & np.uint64(PAGE_PSE)) == 0
+    return lower if level else np.zeros(len(words), np.bool_)

@@ -13,10 +13,11 @@ The names need no import in ``drgn -e`` and in interactive sessions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from drgn import FaultError, IntegerLike, Object, Program, ProgramFlags
+from drgn.helpers.common.prog import takes_program_or_default
 
 if TYPE_CHECKING:
     from drgn_tools.page_tables import Entries
@@ -26,20 +27,22 @@ if TYPE_CHECKING:
 # numpy and the decoders are imported by those who need them: every drgn imports this.
 
 __all__ = (
-    "print_swap_map",
     "swap_map",
     "swap_pages",
     "swap_read",
+    "swap_where",
 )
 
 _PAGE_SIZE = 4096
+# How many times over a task maps all of the machine's memory, at the most.
+_MAPPED = 16
 # Pages decompressed together.
 _BATCH = 256
 # Of a running kernel: how often a page may move while it is read.
 _TRIES = 8
 
 
-class SwapFault(FaultError):
+class SwapFault(FaultError):  # type: ignore[misc]
     """
     Memory of a task that cannot be had.
 
@@ -145,8 +148,8 @@ def _spans(entries: Entries, start: int, end: int, mask: int) -> Iterator[_Span]
 
     shift = entries.shift
     if entries.words is None:
-        size = entries.count << shift
-        span = _Span(entries.address, size >> 12, "unreadable", 0, 0, 0, entries.error)
+        pages = entries.size // _PAGE_SIZE
+        span = _Span(entries.address, pages, "unreadable", 0, 0, 0, entries.error)
         yield _clipped(span, start, end)
         return
     words = entries.words
@@ -196,6 +199,7 @@ class _Reader:
         self._swap = _swap(mm.prog_)
         self._mask = page_tables.address_mask(mm.prog_)
         self._mappings = mappings.Mappings(mm)
+        self._looked_at = 0
 
     def spans(self, start: int, end: int) -> Iterator[_Span]:
         from drgn_tools import page_tables
@@ -240,8 +244,7 @@ class _Reader:
                 place = Place("untouched", note="it was never touched")
                 yield address, (stop - address) // _PAGE_SIZE, place
             else:
-                for page in range(address, stop, _PAGE_SIZE):
-                    yield page, 1, self._swap.file_place(mapping, page)
+                yield from self._swap.file_places(mapping, address, stop)
             address = stop
 
     def read(
@@ -288,6 +291,9 @@ class _Reader:
                     stop = address + count * _PAGE_SIZE
                     yield _range(address, stop, place, place.note)
                     continue
+                self._looked_at += count
+                if self._looked_at > _MAPPED * self._swap.max_pfn:
+                    raise ValueError("the task maps more than there can be: damaged")
                 # Whether the dump has it.
                 for number, (found, _, why) in enumerate(self.read(count, place)):
                     page = address + number * _PAGE_SIZE
@@ -337,7 +343,14 @@ def _range(start: int, end: int, place: Place, why: str) -> SwapRange:
     return SwapRange(start, end, place.kind, place.where, place.slot, why)
 
 
-def _joined(ranges: Iterator[SwapRange]) -> Iterator[SwapRange]:
+def as_range(page: SwapPage) -> SwapRange:
+    """A page as a range of its own."""
+    end = page.address + _PAGE_SIZE
+    return SwapRange(page.address, end, page.kind, page.where, page.slot, page.note)
+
+
+def joined(ranges: Iterable[SwapRange]) -> Iterator[SwapRange]:
+    """Ranges in order, neighbours that are in the same place made one."""
     last: SwapRange | None = None
     for one in ranges:
         if last is not None:
@@ -438,6 +451,105 @@ def swap_map(
     for mapping in for_each_mapping(mm):
         first, stop = max(mapping.start, start), min(mapping.end, end)
         if first < stop:
-            yield from _joined(
-                reader.ranges(first, -(-stop // _PAGE_SIZE) * _PAGE_SIZE)
-            )
+            yield from joined(reader.ranges(first, -(-stop // _PAGE_SIZE) * _PAGE_SIZE))
+
+
+def find_task(prog: Program, pid: int) -> Object:
+    """
+    ``struct task_struct *`` of a process ID.
+
+    :raises LookupError: if there is none.
+    """
+    from drgn.helpers.linux import pid as pids
+
+    task = pids.find_task(prog, pid)
+    if not task:
+        raise LookupError(f"there is no task {pid}")
+    return task
+
+
+def comm(task: Object) -> str:
+    """A task's name, printable."""
+    from drgn_tools.text import printable
+
+    return printable(task.comm.string_().decode("utf-8", "backslashreplace"))
+
+
+@takes_program_or_default
+def swap_where(
+    prog: Program,
+    pid: int,
+    *,
+    address: int = 0,
+    size: int | None = None,
+    file: File | None = None,
+) -> None:
+    """
+    Print where a task's pages are: how many in each kind of place, and every range.
+
+    >>> swap_where(182)
+    task 182 (fill-swap)
+    PAGES  KIND
+      174  resident
+     1280  zram
+      583  untouched
+
+    START           END             PAGES  KIND       WHERE  SLOT
+    400000          401000              1  resident   -      -
+    7f72c5200000    7f72c5700000     1280  zram       zram0  1
+
+    :param pid: process ID.
+    :param address: virtual; only mappings from there on.
+    :param size: of what is looked at, in bytes; by default, all.
+    :param file: File to print to. Defaults to :data:`sys.stdout`.
+    :raises LookupError: if there is no such task, or its mappings are damaged; what is
+        in front is printed.
+    :raises ValueError: like :func:`swap_pages()`.
+    :raises FaultError: likewise.
+    """
+    from drgn_tools.printing import printing
+
+    def work(out: File) -> None:
+        task = find_task(prog, pid)
+        found: list[SwapRange] = []
+        try:
+            found.extend(swap_map(task, address, size))
+        finally:
+            if found:
+                out.write(f"task {pid} ({comm(task)})\n")
+                _print_ranges(found, out)
+
+    printing("swap", prog, file, work)
+
+
+def totals(ranges: Iterable[SwapRange]) -> dict[str, int]:
+    """How many pages there are of each kind."""
+    counts: dict[str, int] = {}
+    for one in ranges:
+        counts[one.kind] = counts.get(one.kind, 0) + one.pages
+    return counts
+
+
+def _print_ranges(ranges: list[SwapRange], out: File) -> None:
+    from drgn.helpers.common.format import CellFormat, print_table
+
+    from drgn_tools.text import printable
+
+    rows: list[list[Any]] = [["PAGES", "KIND"]]
+    rows += [[pages, kind] for kind, pages in totals(ranges).items()]
+    print_table(rows, file=out)
+    out.write("\n")
+    rows = [["START", "END", "PAGES", "KIND", "WHERE", "SLOT", "NOTE"]]
+    for one in ranges:
+        rows.append(
+            [
+                CellFormat(one.start, "<x"),
+                CellFormat(one.end, "<x"),
+                one.pages,
+                one.kind,
+                printable(one.where) or "-",
+                "-" if one.slot is None else one.slot,
+                printable(one.note),
+            ]
+        )
+    print_table(rows, file=out)

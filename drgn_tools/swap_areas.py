@@ -70,7 +70,10 @@ class Frames:
     def __init__(self, prog: Program) -> None:
         self._prog = prog
         # What is mapped where a task has only read.
-        self._zero = _zero_pfn(prog)
+        self._zero = _number(prog, "zero_page_pfn")
+        if self._zero is None:
+            # Until 7.1.
+            self._zero = _number(prog, "zero_pfn")
         self._runs = _runs_with_data(prog)
 
     def read(self, pfn: int, count: int) -> Iterator[tuple[bytes | None, str]]:
@@ -88,7 +91,9 @@ class Frames:
                 yield self._checked(first + at, page)
 
     def _read(self, pfn: int, count: int) -> bytes:
-        return self._prog.read(pfn * PAGE_SIZE, count * PAGE_SIZE, physical=True)
+        size = count * PAGE_SIZE
+        data: bytes = self._prog.read(pfn * PAGE_SIZE, size, physical=True)
+        return data
 
     def _read_one(self, pfn: int) -> tuple[bytes | None, str]:
         if pfn == self._zero:
@@ -109,14 +114,11 @@ class Frames:
         return None, f"page frame {pfn:#x} is left out of the dump, or was all zeros"
 
 
-def _zero_pfn(prog: Program) -> int | None:
-    # The second until 7.1.
-    for name in ("zero_page_pfn", "zero_pfn"):
-        try:
-            return int(prog.variable(name).value_())
-        except (LookupError, FaultError):
-            pass
-    return None
+def _number(prog: Program, name: str) -> int | None:
+    try:
+        return int(prog.variable(name).value_())
+    except (LookupError, FaultError):
+        return None
 
 
 def _runs_with_data(prog: Program) -> list[tuple[int, int]] | None:
@@ -176,9 +178,10 @@ def _has_function(prog: Program, name: str) -> bool:
 
 def _address_of(prog: Program, name: str) -> int | None:
     try:
-        return prog[name].address_
+        address: int | None = prog[name].address_
     except LookupError:
         return None
+    return address
 
 
 def _special_types(prog: Program, areas: int, flags: dict[str, int]) -> tuple[str, ...]:
@@ -186,7 +189,9 @@ def _special_types(prog: Program, areas: int, flags: dict[str, int]) -> tuple[st
     # pages with PG_anon_exclusive") (in v5.19) made the two for migration three.
     newer = "PG_anon_exclusive" in flags
     # CONFIG_MEMORY_FAILURE and CONFIG_MIGRATION.
-    head = ("hwpoison",) if _has_function(prog, "memory_failure") else ()
+    head: tuple[str, ...] = (
+        ("hwpoison",) if _has_function(prog, "memory_failure") else ()
+    )
     if _has_function(prog, "migrate_pages"):
         head += ("migration",) * (3 if newer else 2)
     rest = (_TYPES if newer else _OLD_TYPES).get(_ALL_TYPES - areas - len(head))
@@ -200,6 +205,8 @@ def _special_types(prog: Program, areas: int, flags: dict[str, int]) -> tuple[st
 _SWP_USED = 1 << 0
 _SWP_FS_OPS = 1 << 8
 _SWAP_MAP_BAD = 0x3F
+# Of a large folio: as a huge page has.
+_MOST_PAGES = 512
 # Slots for which the swap cache has one address_space.
 _SPACE_SHIFT = 14
 # Of a word of the swap table (:linux:`mm/swap_table.h`).
@@ -242,6 +249,8 @@ class Swap:
         except LookupError:
             self._head = prog.type("struct page *")
         self._shmem_aops = _address_of(prog, "shmem_aops")
+        # Page frames of the machine.
+        self.max_pfn = _number(prog, "max_pfn") or self._pfn_mask
 
     def place(self, type_: int, offset: int) -> Place:
         """Where the page of a swap entry, or of what looks like one, is."""
@@ -266,38 +275,50 @@ class Swap:
         marks = [name for bit, name in _MARKS if offset & bit]
         return Place(kind, note=_NOTES.get(kind) or ", ".join(marks) or f"{offset:#x}")
 
-    def file_place(self, mapping: Mapping, address: int) -> Place:
-        """Where a page of a file, or of shared memory, is that nobody maps there."""
-        try:
-            return self._file_place(mapping, address)
-        except FaultError as error:
-            return _excluded(error)
-        except (LookupError, ValueError) as error:
-            return Place("damaged", note=one_line(error))
+    def file_places(
+        self, mapping: Mapping, start: int, end: int
+    ) -> Iterator[tuple[int, int, Place]]:
+        """
+        Where pages of a file, or of shared memory, are that the task does not map.
 
-    def _file_place(self, mapping: Mapping, address: int) -> Place:
+        :return: parts of a mapping: address, pages, and where they are.
+        """
+        while start < end:
+            index = mapping.first + (start - mapping.start) // PAGE_SIZE
+            pages = 1
+            try:
+                place, last = self._file_place(mapping, index)
+                pages = last - index + 1
+            except FaultError as error:
+                place = _excluded(error)
+            except (LookupError, ValueError) as error:
+                place = Place("damaged", note=one_line(error))
+            pages = min(pages, (end - start) // PAGE_SIZE)
+            yield start, pages, place
+            start += pages * PAGE_SIZE
+
+    def _file_place(self, mapping: Mapping, index: int) -> tuple[Place, int]:
+        # Of a page, and to which page it is the same if it is nowhere.
         space = mapping.pages
         assert space is not None
-        index = mapping.first + (address - mapping.start) // PAGE_SIZE
-        entry, first = self.xarrays.find(space.i_pages.address_, index)
+        entry, first, last = self.xarrays.find(space.i_pages.address_, index)
         shared = self._shmem_aops and space.a_ops.value_() == self._shmem_aops
         if entry & 1 and shared:
             # A swp_entry_t, of large folios for several pages.
             value = (entry >> 1) + index - first
-            return self.place(value >> _TYPE_SHIFT, value & ((1 << _TYPE_SHIFT) - 1))
+            offset = value & ((1 << _TYPE_SHIFT) - 1)
+            return self.place(value >> _TYPE_SHIFT, offset), index
         if not entry and shared:
-            return Place("untouched", note="it was never touched")
+            return Place("untouched", note="it was never touched"), last
         if not entry or entry & 3:
             # A value is for the working set.
-            return Place("file", note="it is only in the file")
+            return Place("file", note="it is only in the file"), last
         pfn = self.page(entry)[1]
         head = Object(self.prog, self._head, entry)
         number = index - head.index.value_()
-        if head.mapping.value_() != space.value_() or not (
-            not number or 0 < number < self.pages_of(entry)
-        ):
+        if head.mapping.value_() != space.value_() or not self._is_among(number, entry):
             raise _Damaged("the page in the page cache is of another place")
-        return Place("page cache", pfn=pfn + number)
+        return Place("page cache", pfn=pfn + number), index
 
     def _area(self, number: int) -> _Area:
         area = self._areas.get(number)
@@ -318,7 +339,7 @@ class Swap:
         if not flags & self._flags["PG_swapcache"]:
             raise _Damaged("what is in the swap cache is no page of it")
         index = entry - value
-        if index and not 0 < index < self.pages_of(pointer):
+        if not self._is_among(index, pointer):
             raise _Damaged("the page in the swap cache is of another slot")
         dirty = self._flags["PG_dirty"] | self._flags["PG_writeback"]
         uptodate = bool(flags & self._flags["PG_uptodate"])
@@ -333,9 +354,13 @@ class Swap:
         # The first word, whatever its type is called.
         return self.memory.word(pointer), pfn
 
-    def pages_of(self, pointer: int) -> int:
-        """Of how many pages this ``struct page *`` is the first."""
-        return int(compound_nr(Object(self.prog, "struct page *", pointer)).value_())
+    def _is_among(self, index: int, pointer: int) -> bool:
+        # Of a ``struct page *``, whether it is the first of so many pages.
+        if not index:
+            return True
+        page = Object(self.prog, "struct page *", pointer)
+        pages: int = compound_nr(page).value_()
+        return 0 < index < min(pages, _MOST_PAGES)
 
 
 def _excluded(error: FaultError) -> Place:
@@ -364,8 +389,7 @@ class _Area:
         self._zeromap = self._address("zeromap")
         self._cluster = prog.type("struct swap_cluster_info")
         self._table_length = 0
-        # Linux kernel commit 8578e0c00dcf ("mm, swap: use the swap table for the swap
-        # cache and switch API") (in v6.18).
+        # Since 6.18, in place of swapper_spaces.
         if self._cluster.has_member("table"):
             # SWAPFILE_CLUSTER: 512 with CONFIG_THP_SWAP, else 256.
             entries = prog.type("struct swap_table").member("entries").type
@@ -380,11 +404,10 @@ class _Area:
     def _read_name(self) -> str:
         try:
             name = self._info.swap_file.f_path.dentry.d_name.name.value_()
-            return self._prog.read_c_string(name, max_size=255).decode(
-                "utf-8", "backslashreplace"
-            )
+            raw: bytes = self._prog.read_c_string(name, max_size=255)
         except FaultError:
             return f"area {self._number}"
+        return raw.decode("utf-8", "backslashreplace")
 
     def place(self, offset: int) -> Place:
         # The first slot is the header's.

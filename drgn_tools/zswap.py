@@ -78,7 +78,7 @@ class Zswap:
         if not self._is_xarray:
             key = entry.member("swpentry" if self._has_value else "offset")
             node = prog.type("struct rb_node")
-            self._node = entry.member("rbnode").offset
+            self._node: int = entry.member("rbnode").offset
             self._key = key.offset - self._node
             self._left = node.member("rb_left").offset
             self._right = node.member("rb_right").offset
@@ -131,7 +131,7 @@ class Zswap:
 
     def _find_in_rbtree(self, tree: int, offset: int) -> int:
         memory = self._memory
-        node = memory.word(tree + self._root)
+        node: int = memory.word(tree + self._root)
         for _ in range(_MAX_HEIGHT):
             if not node:
                 return 0
@@ -199,7 +199,7 @@ class Zswap:
     def _from_pool(self, pool: Object, group: list[_Stored]) -> list[Result]:
         members = pool.type_.type
         if members.has_member("zs_pool"):
-            # Linux kernel commit 2ccd9fecd916 ("mm/zswap: remove zpool") (in v6.18).
+            # Since 6.18, which has no zpool.
             return _from_zsmalloc(pool.zs_pool, group, 0)
         # Several from 6.6 to 6.9, all of a kind: any of them can tell.
         zpool = (pool.zpool if members.has_member("zpool") else pool.zpools[0]).read_()

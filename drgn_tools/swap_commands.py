@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The swap command: parse, call, print."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from drgn_tools.text import printable
+
+if TYPE_CHECKING:
+    from drgn import Object
+
+# What cannot be had, one line each; the rest is in --json's list.
+_SHOWN = 20
+
+
+class _Number(click.ParamType[int]):
+    name = "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        try:
+            number = int(str(value), 0)
+        except ValueError:
+            number = -1
+        if not 0 <= number < 1 << 64:
+            self.fail(f"{value!r} is no address or size", param, ctx)
+        return number
+
+
+@click.command()
+@click.argument("dump")
+@click.option(
+    "--symbols",
+    metavar="FILE",
+    multiple=True,
+    help="A vmlinux or module with debugging symbols; may be given more than once.",
+)
+@click.option(
+    "--pid", required=True, type=click.IntRange(1), metavar="N", help="The task."
+)
+@click.option(
+    "--address", type=_Number(), metavar="A", help="Only its memory from there on."
+)
+@click.option(
+    "--size", type=_Number(), metavar="N", help="So many bytes; by default, all."
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Write that memory to a sparse file, with holes for what cannot be had.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def swap(
+    dump: str,
+    symbols: tuple[str, ...],
+    pid: int,
+    address: int | None,
+    size: int | None,
+    output: str | None,
+    as_json: bool,
+) -> int:
+    """Print where a task's pages are, or write out what is in them."""
+    from drgn_tools.errors import DumpError
+
+    if size is not None and address is None:
+        raise click.UsageError("--size needs --address")
+    if output is not None and size is None:
+        raise click.UsageError("--output needs --address and --size")
+    if output is not None and as_json:
+        raise click.UsageError("one of --output and --json at a time")
+    if sys.stdout is None:
+        raise DumpError("cannot print: standard output is closed")
+    # With drgn, which takes its time to import.
+    try:
+        program: Any = importlib.import_module("drgn_tools.program")
+        import drgn
+    except ImportError as error:
+        raise DumpError(f"reading a dump needs drgn: {error}") from None
+    from drgn_tools import swap as helpers
+    from drgn_tools.printing import one_line
+
+    prog = program.open_dump(dump, symbols)
+    try:
+        if output is not None:
+            assert address is not None and size is not None
+            task = helpers.find_task(prog, pid)
+            return _write(task, address, size, output)
+        if as_json:
+            _print_json(helpers.find_task(prog, pid), address or 0, size)
+        else:
+            helpers.swap_where(
+                prog, pid, address=address or 0, size=size, file=sys.stdout
+            )
+    except (LookupError, ValueError, drgn.FaultError) as error:
+        raise DumpError(one_line(error)) from None
+    return 0
+
+
+def _print_json(task: Object, address: int, size: int | None) -> None:
+    from drgn_tools import swap as helpers
+
+    ranges = list(helpers.swap_map(task, address, size))
+    out = {
+        "pid": task.pid.value_(),
+        "comm": helpers.comm(task),
+        "pages": helpers.totals(ranges),
+        "ranges": [{**one._asdict(), "pages": one.pages} for one in ranges],
+    }
+    json.dump(out, sys.stdout)
+    sys.stdout.write("\n")
+
+
+def _write(task: Object, address: int, size: int, path: str) -> int:
+    from drgn_tools.output import files
+    from drgn_tools.swap import as_range, joined, swap_pages
+
+    lacking = []
+    written = untouched = 0
+    with files(path) as (file,):
+        for page in swap_pages(task, address, size):
+            if page.kind == "untouched":
+                # Zeros, as the task would have read.
+                untouched += 1
+                continue
+            if page.data is None:
+                lacking.append(page)
+                continue
+            skipped = max(0, address - page.address)
+            part = page.data[skipped : address + size - page.address]
+            file.write(part, page.address + skipped - address)
+            written += 1
+        file.finish(size)
+    missing = list(joined(map(as_range, lacking)))
+    for one in missing[:_SHOWN]:
+        where = f"{one.start:#x}-{one.end:#x}, {one.pages} pages"
+        print(printable(f"{where}: {one.kind}: {one.note}"), file=sys.stderr)
+    if len(missing) > _SHOWN:
+        print(f"and {len(missing) - _SHOWN} more", file=sys.stderr)
+    print(
+        printable(
+            f"{path}: {size} bytes, {written} pages written, {untouched} untouched, "
+            f"{len(lacking)} missing"
+        )
+    )
+    return 1 if lacking else 0

@@ -145,7 +145,8 @@ def decompress(data: bytes, size: int) -> bytes | None:
         found = pieces[3::2]
         pages: list[bytes] = []
         try:
-            for before, pieces[0], replacement in _WAYS:
+            for before, front, replacement in _WAYS:
+                pieces[0] = front
                 pieces[3::2] = map(replacement, found)
                 content = lzo.decompress(b"".join(pieces), False, before + size)
                 pages.append(content[before:])

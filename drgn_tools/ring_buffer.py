@@ -21,7 +21,7 @@ from typing import Any, Callable, NamedTuple
 from drgn import FaultError, Object, PlatformFlags, Program, Type, TypeKind
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 
-__all__ = ("for_each_ring_buffer_event", "ring_buffer_stats")
+__all__ = ("for_each_ring_buffer_event", "ring_buffer_cpus", "ring_buffer_stats")
 
 Note = Callable[[str], object]
 """Told what could not be read, one line each."""
@@ -174,9 +174,11 @@ def _layout(prog: Program) -> _Layout:
     return found
 
 
-def _number(obj: Object, *names: str) -> int:
-    # Of the first of these members that there is: an integer, a pointer, or one of
-    # the kernel's structs around an integer (local_t, atomic_t, ...). 0 without.
+def number(obj: Object, *names: str) -> int:
+    """
+    Return the first of these members that there is, 0 if there is none: an integer,
+    a pointer, or one of the kernel's structs around an integer (``local_t``, ...).
+    """
     for name in names:
         try:
             value: Any = obj.member_(name).value_()
@@ -255,10 +257,20 @@ def _cpu_buffers(buffer: Object) -> Iterator[tuple[int, Object]]:
             yield cpu, pointer
 
 
+def ring_buffer_cpus(buffer: Object) -> list[int]:
+    """
+    Return the CPUs that have a buffer.
+
+    :param buffer: ``struct trace_buffer *`` (``struct ring_buffer *`` before 5.6)
+    :raises FaultError: if it is not in this dump.
+    """
+    return [cpu for cpu, _ in _cpu_buffers(buffer)]
+
+
 def _order(buffer: Object) -> int:
     # Since "ring-buffer: Add interface for configuring trace sub buffer size"
     # (in v6.8).
-    order = _number(buffer, "subbuf_order")
+    order = number(buffer, "subbuf_order")
     if not 0 <= order <= _MAX_ORDER:
         raise ValueError(f"the buffer's sub-buffer order, {order}, cannot be")
     return order
@@ -266,12 +278,12 @@ def _order(buffer: Object) -> int:
 
 def _stats(cpu: int, cpu_buffer: Object, capacity: int) -> RingBufferStats:
     entries, overrun, read = (
-        _number(cpu_buffer, name) for name in ("entries", "overrun", "read")
+        number(cpu_buffer, name) for name in ("entries", "overrun", "read")
     )
     # In struct ring_buffer until 3.5.
-    nr_pages = _number(cpu_buffer, "nr_pages")
+    nr_pages = number(cpu_buffer, "nr_pages")
     if not cpu_buffer.type_.has_member("nr_pages"):
-        nr_pages = _number(cpu_buffer.buffer[0], "pages")
+        nr_pages = number(cpu_buffer.buffer[0], "pages")
     return RingBufferStats(
         cpu,
         nr_pages,
@@ -280,13 +292,13 @@ def _stats(cpu: int, cpu_buffer: Object, capacity: int) -> RingBufferStats:
         overrun,
         read,
         # nmi_dropped in 2.6.30.
-        _number(cpu_buffer, "commit_overrun"),
+        number(cpu_buffer, "commit_overrun"),
         # Since 3.8.
-        _number(cpu_buffer, "dropped_events", "nmi_dropped"),
-        _number(cpu_buffer, "entries_bytes"),
-        _number(cpu_buffer, "read_bytes"),
-        _number(cpu_buffer, "lost_events"),
-        _number(cpu_buffer, "committing"),
+        number(cpu_buffer, "dropped_events", "nmi_dropped"),
+        number(cpu_buffer, "entries_bytes"),
+        number(cpu_buffer, "read_bytes"),
+        number(cpu_buffer, "lost_events"),
+        number(cpu_buffer, "committing"),
         entries - overrun - read,
     )
 
@@ -347,13 +359,13 @@ def _ring_pages(
     prog: Program, layout: _Layout, cpu_buffer: Object, limit: int, note: Note
 ) -> list[_Page]:
     # The pages of the ring from the head on.
-    head = _number(cpu_buffer, "head_page")
+    head = number(cpu_buffer, "head_page")
     if layout.headed:
         # The list has a head, which is no page; head_page is never wrong.
         anchor = cpu_buffer.member_("pages").address_ or 0
         pages: list[_Page] = []
         seen = {anchor}
-        address = _number(cpu_buffer.member_("pages"), "next")
+        address = number(cpu_buffer.member_("pages"), "next")
         while address not in seen and len(pages) <= limit:
             seen.add(address)
             try:
@@ -369,7 +381,7 @@ def _ring_pages(
         if pages:
             note("its head page is not in its list of pages")
         return pages
-    start = _number(cpu_buffer, "pages") & ~_FLAGS
+    start = number(cpu_buffer, "pages") & ~_FLAGS
     if not start:
         return []
     walked = _walk(prog, layout, start, limit, note)
@@ -399,7 +411,7 @@ def _ring(
     stats = _stats(cpu, loaded, capacity)
     limit = min(max(stats.nr_pages, 0) + 1, _MAX_PAGES)
     reader, commit, tail, head = (
-        _number(loaded, name)
+        number(loaded, name)
         for name in ("reader_page", "commit_page", "tail_page", "head_page")
     )
     # The embedded list's head is known by its address.

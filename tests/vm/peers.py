@@ -30,6 +30,7 @@ PEERS = {
     "makedumpfile-sid": Peer("makedumpfile", "sid"),
     "crash-8.0.2": Peer("crash", "bookworm"),
     "crash-sid": Peer("crash", "sid"),
+    "trace-cmd": Peer("trace-cmd", "bookworm"),
 }
 
 

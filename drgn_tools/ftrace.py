@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Function and Event Tracing
+--------------------------
+
+The ``drgn_tools.ftrace`` module provides helpers for the kernel's trace buffers: what
+the ``trace`` files of tracefs would show, of a dump or a live kernel, and a
+``trace.dat`` of it that trace-cmd and KernelShark read. Reading consumes nothing.
+
+The printing helpers' names need no import in ``drgn -e`` and in interactive sessions.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol
+
+from drgn import FaultError, Program
+from drgn.helpers.common.prog import takes_program_or_default
+
+from drgn_tools.errors import DumpError
+
+if TYPE_CHECKING:
+    from drgn_tools.ftrace_memory import Commands, TraceBuffer, TraceEvents
+    from drgn_tools.ftrace_text import Kernel, Printer
+    from drgn_tools.ring_buffer import RingEvent
+
+    class _File(Protocol):
+        def write(self, text: str, /) -> object: ...
+
+
+__all__ = ("for_each_ftrace_event", "ftrace_buffers", "ftrace_dump", "ftrace_export")
+
+# Lines that are printed at once.
+_LINES = 1 << 12
+
+
+class FtraceEvent(NamedTuple):
+    """A record of a trace buffer."""
+
+    instance: str
+    """Empty for the kernel's own buffer."""
+    cpu: int
+    time: int
+    """In the units of the buffer's clock, mostly nanoseconds."""
+    pid: int
+    comm: str
+    """Of the task, ``<...>`` if the kernel no longer had it."""
+    system: str
+    name: str
+    """Empty if the kernel has no such event."""
+    text: str
+    """As the ``trace`` file shows it, without what comes before the event."""
+    state: str
+    """unread, read or uncommitted."""
+
+
+class _Exit(DumpError, SystemExit):
+    # An error that ends drgn -e with one line where nobody catches it.
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = f"ftrace: {message}"
+
+
+def _note(text: str) -> None:
+    from drgn_tools.text import printable
+
+    print(f"ftrace: {printable(text)}", file=sys.stderr)
+
+
+class _Notes:
+    # Told once each, at the end: a torn buffer may have many.
+    def __init__(self) -> None:
+        self.texts: dict[str, int] = {}
+
+    def __call__(self, text: str) -> None:
+        if len(self.texts) < 100 or text in self.texts:
+            self.texts[text] = self.texts.get(text, 0) + 1
+
+
+class _Reader:
+    # What all buffers of a program share.
+    def __init__(self, prog: Program) -> None:
+        from drgn_tools.ftrace_memory import Commands, TraceEvents
+        from drgn_tools.ftrace_text import Kernel
+
+        self.prog = prog
+        self.kernel: Kernel = Kernel(prog)
+        self.events: TraceEvents = TraceEvents(prog)
+        self.commands: Commands = Commands(prog)
+
+    def printer(self, buffer: TraceBuffer) -> Printer:
+        from drgn_tools.ftrace_text import Printer
+
+        return Printer(self.prog, buffer, self.kernel, self.events, self.commands)
+
+
+def _chosen(prog: Program, instance: str | None) -> list[TraceBuffer]:
+    from drgn_tools.ftrace_memory import FtraceError, trace_buffers
+
+    buffers = trace_buffers(prog)
+    if instance is None:
+        return buffers
+    found = [buffer for buffer in buffers if buffer.name == instance]
+    if not found:
+        names = ", ".join(buffer.name for buffer in buffers if buffer.name)
+        raise FtraceError(
+            f"there is no instance {instance}"
+            + (f"; there are {names}" if names else "; there are none")
+        )
+    return found
+
+
+def _cpu_streams(
+    buffer: TraceBuffer,
+    cpu: int | None,
+    note: Callable[[str], object],
+    *,
+    read: bool = False,
+    uncommitted: bool = False,
+) -> dict[int, Iterator[RingEvent]]:
+    from drgn_tools.ring_buffer import for_each_ring_buffer_event, ring_buffer_cpus
+
+    cpus = ring_buffer_cpus(buffer.buffer) if cpu is None else [cpu]
+    return {
+        number: _since(
+            for_each_ring_buffer_event(
+                buffer.buffer, number, read=read, uncommitted=uncommitted, note=note
+            ),
+            buffer.time_start,
+        )
+        for number in cpus
+    }
+
+
+def _since(events: Iterator[RingEvent], start: int) -> Iterator[RingEvent]:
+    # The kernel leaves out what is older than the last reset.
+    for event in events:
+        if event.time >= start:
+            yield event
+            break
+    yield from events
+
+
+def _checked(work: Callable[[], None]) -> None:
+    # Errors of the kernel's structures as one line.
+    from drgn_tools.ftrace_memory import FtraceError
+
+    try:
+        work()
+    except (LookupError, FaultError, ValueError) as error:
+        raise FtraceError(f"the trace cannot be read: {error}") from None
+
+
+@takes_program_or_default
+def ftrace_buffers(prog: Program) -> Iterator[tuple[str, int]]:
+    """
+    Iterate over the trace buffers: the name of the instance (empty for the kernel's
+    own) and how many unread events it promises.
+
+    :raises DumpError: if this kernel has no trace, or it cannot be found.
+    """
+    from drgn_tools.ring_buffer import ring_buffer_cpus, ring_buffer_stats
+
+    for buffer in _chosen(prog, None):
+        cpus = ring_buffer_cpus(buffer.buffer)
+        stats = [ring_buffer_stats(buffer.buffer, cpu) for cpu in cpus]
+        yield buffer.name, sum(each.unread for each in stats)
+
+
+@takes_program_or_default
+def for_each_ftrace_event(
+    prog: Program,
+    instance: str | None = None,
+    cpu: int | None = None,
+    *,
+    read: bool = False,
+    uncommitted: bool = False,
+    note: Callable[[str], object] | None = None,
+) -> Iterator[FtraceEvent]:
+    """
+    Iterate over the records of trace buffers, in the order of their times.
+
+    :param instance: Of this one only; empty for the kernel's own buffer.
+    :param cpu: Of this one only.
+    :param read: Also those that were read and are still there.
+    :param uncommitted: Also those that were being written.
+    :param note: Called with what is missing or torn, a line each.
+    :raises DumpError: if this kernel has no trace, or it cannot be found.
+    """
+    from heapq import merge
+    from operator import attrgetter
+
+    reader = _Reader(prog)
+    for buffer in _chosen(prog, instance):
+        printer = reader.printer(buffer)
+        streams = _cpu_streams(
+            buffer,
+            cpu,
+            note or (lambda text: None),
+            read=read,
+            uncommitted=uncommitted,
+        )
+        for event in merge(*streams.values(), key=attrgetter("time")):
+            known = printer.event_of(event.data)
+            pid = printer.pid_of(event.data)
+            yield FtraceEvent(
+                buffer.name,
+                event.cpu,
+                event.time,
+                pid,
+                reader.commands.get(pid),
+                known.system if known else "",
+                known.name if known else "",
+                printer.body(event).rstrip("\n"),
+                event.state,
+            )
+
+
+@takes_program_or_default
+def ftrace_dump(
+    prog: Program,
+    instance: str | None = None,
+    cpu: int | None = None,
+    *,
+    file: _File | None = None,
+) -> None:
+    """
+    Print the trace buffers as the ``trace`` files of tracefs show them, the kernel's
+    own first. The name of an instance stands before its buffer.
+
+    What is missing or torn is said on standard error.
+
+    :param instance: Of this one only; empty for the kernel's own buffer.
+    :param cpu: Of this one only.
+    :param file: File to print to. Defaults to :data:`sys.stdout`.
+    :raises DumpError: if this kernel has no trace, or it cannot be found.
+    """
+
+    def work(out: _File) -> None:
+        _checked(lambda: _dump(prog, instance, cpu, out))
+
+    _printing(prog, file, work)
+
+
+def _interactive(prog: Program) -> bool:
+    # drgn has prog.config and outer_repl since 0.0.33.
+    config = getattr(prog, "config", {})
+    return "outer_repl" in config or hasattr(sys, "ps1") or bool(sys.flags.interactive)
+
+
+def _printing(prog: Program, file: _File | None, work: Callable[[_File], None]) -> None:
+    # Errors and closed pipes are the caller's if it says where to print.
+    if file is not None:
+        work(file)
+        return
+    try:
+        work(sys.stdout)
+        sys.stdout.flush()
+    except DumpError as error:
+        if not _interactive(prog):
+            raise _Exit(str(error)) from None
+        # Nor is a session the place for a traceback, and it goes on.
+        _note(str(error))
+    except BrokenPipeError:
+        # Whoever read our output has enough of it. What could not be printed,
+        # Python would try to print again at its end.
+        fd = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(fd, sys.stdout.fileno())
+        os.close(fd)
+
+
+def _dump(prog: Program, instance: str | None, cpu: int | None, out: _File) -> None:
+    reader = _Reader(prog)
+    for buffer in _chosen(prog, instance):
+        notes = _Notes()
+        if buffer.name and instance is None:
+            from drgn_tools.text import printable
+
+            out.write(f"\n== instance {printable(buffer.name)}\n")
+        printer = reader.printer(buffer)
+        _print_buffer(printer, buffer, cpu, notes, out)
+        for text, count in notes.texts.items():
+            of = f"instance {buffer.name}: " if buffer.name else ""
+            _note(f"{of}{text}" + (f" ({count} times)" if count > 1 else ""))
+        for text in printer.notes():
+            _note(text)
+
+
+def _print_buffer(
+    printer: Printer,
+    buffer: TraceBuffer,
+    cpu: int | None,
+    notes: _Notes,
+    out: _File,
+) -> None:
+    from heapq import merge
+    from operator import attrgetter
+
+    from drgn_tools.ring_buffer import ring_buffer_cpus, ring_buffer_stats
+
+    streams = _cpu_streams(buffer, cpu, notes)
+    stats = [ring_buffer_stats(buffer.buffer, number) for number in streams]
+    entries = sum(each.unread for each in stats)
+    written = sum(each.entries - each.read for each in stats)
+    for line in printer.header(entries, written):
+        out.write(line + "\n")
+    # Said of each CPU's first record where records have been overwritten, but for
+    # the first of all.
+    everywhere = ring_buffer_cpus(buffer.buffer)
+    annotate = "ANNOTATE" in buffer.options and any(
+        ring_buffer_stats(buffer.buffer, number).overrun for number in everywhere
+    )
+    events = merge(*streams.values(), key=attrgetter("time"))
+    lines = printer.lines(events, annotate=annotate)
+    while chunk := list(islice(lines, _LINES)):
+        out.write("".join(chunk))
+
+
+@takes_program_or_default
+def ftrace_export(prog: Program, path: str) -> None:
+    """
+    Write the trace buffers into a ``trace.dat`` for trace-cmd and KernelShark.
+
+    :param path: Of the file; what is there is replaced when all has been written.
+    :raises DumpError: if this kernel has no trace, it cannot be found, or the file
+        cannot be written.
+    """
+    _checked(lambda: _export(prog, path))
+
+
+def _export(prog: Program, path: str) -> None:
+    from drgn_tools.trace_dat import write_trace_dat
+
+    notes = _Notes()
+    reader = _Reader(prog)
+    buffers = _chosen(prog, None)
+    streams = [(buffer, _cpu_streams(buffer, None, notes)) for buffer in buffers]
+    write_trace_dat(path, reader.kernel, reader.events, reader.commands, streams)
+    for text, count in notes.texts.items():
+        _note(text + (f" ({count} times)" if count > 1 else ""))

@@ -321,20 +321,23 @@ def _print_buffer(
 
 
 @takes_program_or_default
-def ftrace_export(prog: Program, path: str) -> None:
+def ftrace_export(prog: Program, path: str, *, force: bool = False) -> None:
     """
     Write the trace buffers into a ``trace.dat`` for trace-cmd and KernelShark.
 
-    :param path: Of the file; what is there is replaced when all has been written.
+    :param path: Of the file, which appears when all has been written.
+    :param force: It may replace a file.
     :raises DumpError: if this kernel has no trace, it cannot be found, or the file
         cannot be written.
     """
-    _checked(lambda: _export(prog, path))
+    _checked(lambda: _export(prog, path, force))
 
 
-def _export(prog: Program, path: str) -> None:
+def _export(prog: Program, path: str, force: bool) -> None:
+    from drgn_tools.output import check_target
     from drgn_tools.trace_dat import write_trace_dat
 
+    check_target(path, force)
     notes = _Notes()
     reader = _Reader(prog)
     buffers = _chosen(prog, None)

@@ -135,6 +135,10 @@ class Kernel:
                 cache[address] = known
         return known
 
+    def symbols(self) -> Iterator[tuple[int, str, str]]:
+        """Address, name and module of each symbol."""
+        return self._symbols.all()
+
     def pointer(self, address: int) -> str:
         """As ``%p``."""
         known = self._pointers.get((self.hashed, address))
@@ -606,7 +610,7 @@ class Printer:
         flags = _open_flags(event.print_fmt) if openat else None
         with_mode = 0
         if flags:
-            with_mode = flags[0][0] | dict((b, a) for a, b in flags).get("O_CREAT", 0)
+            with_mode = flags[0][0] | {b: a for a, b in flags}.get("O_CREAT", 0)
 
         def enter(record: RingEvent) -> str:
             data = record.data
@@ -672,7 +676,7 @@ def _open_flags(print_fmt: str) -> list[tuple[int, str]]:
     # As the event's print format has them, and what it leaves out.
     found = re.findall(r'\{ (0x[0-9a-f]+), "(O_[A-Z]+)" \}', print_fmt)
     table = [(int(value, 16), name) for value, name in found]
-    directory = dict((name, value) for value, name in table).get("O_DIRECTORY", 0)
+    directory = {name: value for value, name in table}.get("O_DIRECTORY", 0)
     return [(0o20000000 | directory, "O_TMPFILE"), *table]
 
 

@@ -13,7 +13,6 @@ The printing helpers' names need no import in ``drgn -e`` and in interactive ses
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import (
@@ -21,7 +20,6 @@ from typing import (
     Any,
     Callable,
     NamedTuple,
-    Protocol,
     Union,
 )
 
@@ -29,16 +27,14 @@ from drgn import Program
 from drgn.helpers.common.prog import takes_program_or_default
 
 from drgn_tools.errors import DumpError
+from drgn_tools.printing import printing, say
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from drgn_tools import pstore_memory, pstore_records, ramoops, reed_solomon
-
-    class _File(Protocol):
-        def write(self, text: str, /) -> object: ...
-
+    from drgn_tools.printing import File as _File
 
 __all__ = (
     "for_each_pstore_ftrace",
@@ -148,44 +144,12 @@ class PstoreRecord(NamedTuple):
     """Why that is not all; empty if it is."""
 
 
-class _Exit(DumpError, SystemExit):
-    # An error that ends drgn -e with one line where nobody catches it.
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.code = f"pstore: {message}"
-
-
-def _interactive(prog: Program) -> bool:
-    # drgn has prog.config and outer_repl since 0.0.33.
-    config = getattr(prog, "config", {})
-    return "outer_repl" in config or hasattr(sys, "ps1") or bool(sys.flags.interactive)
-
-
 def _printing(prog: Program, file: _File | None, work: Callable[[_File], None]) -> None:
-    # Errors and closed pipes are the caller's if it says where to print.
-    if file is not None:
-        work(file)
-        return
-    try:
-        work(sys.stdout)
-        sys.stdout.flush()
-    except DumpError as error:
-        if not _interactive(prog):
-            raise _Exit(str(error)) from None
-        # Nor is a session the place for a traceback, and it goes on.
-        _note(str(error))
-    except BrokenPipeError:
-        # Whoever read our output has enough of it. What could not be printed,
-        # Python would try to print again at its end.
-        fd = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(fd, sys.stdout.fileno())
-        os.close(fd)
+    printing("pstore", prog, file, work)
 
 
 def _note(text: str) -> None:
-    from drgn_tools.text import printable
-
-    print(f"pstore: {printable(text)}", file=sys.stderr)
+    say("pstore", text)
 
 
 def _write_text(file: _File, data: bytes) -> None:
@@ -345,7 +309,7 @@ def pstore_zones(prog: Program, *, file: _File | None = None) -> None:
     kernel booted. ECC is the number of parity bytes for each block, corrected bytes
     and bad blocks those of the live region, then those that this kernel found at boot.
 
-    :param file: File to print to. Defaults to :data:`sys.stdout`.
+    :param file: _File to print to. Defaults to :data:`sys.stdout`.
     :raises DumpError: if this kernel has no pstore, or it cannot be found.
     """
 
@@ -836,7 +800,7 @@ def pstore_ftrace(
         a number: 0 for the newest, -1 for the one before it and so on.
     :param cpu: Only records of this CPU.
     :param last: Only so many records, the newest ones.
-    :param file: File to print to. Defaults to :data:`sys.stdout`. What is missing is
+    :param file: _File to print to. Defaults to :data:`sys.stdout`. What is missing is
         said on standard error.
     :raises DumpError: if this kernel has no pstore, or no zone for it.
     """
@@ -1095,7 +1059,7 @@ def pstore_dmesg(prog: Program, *, file: _File | None = None) -> None:
     Print the kernel logs of oopses and panics in persistent memory, the oldest first,
     each under a line that says where it was found.
 
-    :param file: File to print to. Defaults to :data:`sys.stdout`.
+    :param file: _File to print to. Defaults to :data:`sys.stdout`.
     :raises DumpError: if this kernel has no pstore, or no log is in it.
     """
 
@@ -1167,7 +1131,7 @@ def pstore_console(
 
     :param boot: ``"newest"`` that there is output of, ``"previous"``, ``"all"``, 0
         for the boot of this kernel or -1 for the one before.
-    :param file: File to print to. Defaults to :data:`sys.stdout`.
+    :param file: _File to print to. Defaults to :data:`sys.stdout`.
     :raises DumpError: if this kernel has no pstore, or no such output is in it.
     """
     _printing(
@@ -1191,7 +1155,7 @@ def pstore_pmsg(
     :param boot: As of :func:`pstore_console()`.
     :param logcat: Whether to print Android's messages as its logcat does rather than
         the bytes as they are. By default, if they look like it.
-    :param file: File to print to. Defaults to :data:`sys.stdout`.
+    :param file: _File to print to. Defaults to :data:`sys.stdout`.
     :raises DumpError: if this kernel has no pstore, or nothing was written.
     """
 

@@ -83,11 +83,13 @@ def test_every_format(name: str, torn: int) -> None:
         assert not record["torn"]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+# Where ip has the CPU and there is no counter, nothing says how many bits it has.
+TOLD = [name for name, (fmt, _) in FORMATS.items() if fmt.stamped or not fmt.cpu_mask]
+
+
+@pytest.mark.parametrize("name", TOLD)
 def test_formats_are_told_from_records(name: str) -> None:
     fmt, _ = FORMATS[name]
-    if fmt.cpu_mask and not fmt.stamped:
-        pytest.skip("nothing in the records says how many bits the CPU has")
     found = guess_format([packed(name, 400)], byteorder=fmt.byteorder)
     assert found == fmt
 

@@ -37,6 +37,10 @@ class Kernel(NamedTuple):
         """Whether it can have 5-level page tables; new kernels always can."""
         return "# CONFIG_X86_5LEVEL is not set" not in self.config.read_text()
 
+    def debug_files(self) -> list[Path]:
+        """Return vmlinux and all that is kept of modules, for drgn to load."""
+        return [self.vmlinux, *sorted(self.debug.glob("*.ko"))]
+
     def module_debug(self, name: str) -> Path:
         """Return a module's file with debug information, for drgn to load.
 

@@ -345,7 +345,6 @@ def test_memory_usage_of_a_live_kernel() -> None:
         "--message-level 32 /proc/vmcore out",
         "-L nonsense /proc/vmcore out",
         "-c -E /proc/vmcore out",
-        "-E --num-threads 2 /proc/vmcore out",
         "-d 31 missing out",
         "-F -d 31 missing",
         "-d 31 /etc/passwd out",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
 
 # The modules whose ``__all__`` becomes names of drgn.helpers.linux.
-_HELPERS = ("drgn_tools.pstore",)
+_HELPERS = ("drgn_tools.ftrace", "drgn_tools.pstore")
 
 
 def _is_linux_kernel(prog: Program) -> bool:
@@ -67,8 +67,19 @@ def _register_commands() -> None:
         help="newest (the default), previous, all, or 0 for that of this kernel, "
         "-1 for the one before and so on",
     )
-    # Helper, what it does, its arguments.
+    # Helper, what it does, its arguments. The module is named as its helpers begin.
     table: tuple[tuple[str, str, tuple[argument, ...]], ...] = (
+        (
+            "ftrace_dump",
+            "print the trace buffers",
+            (
+                argument(
+                    "--instance",
+                    help="of this instance only; '' for the kernel's own buffer",
+                ),
+                argument("--cpu", type=int, help="of this CPU only"),
+            ),
+        ),
         ("pstore_zones", "print the zones of persistent memory", ()),
         (
             "pstore_ftrace",
@@ -90,11 +101,11 @@ def _register_commands() -> None:
         def run(
             prog: Program, name: str, args: argparse.Namespace, **kwargs: Any
         ) -> None:
+            import importlib
             import sys
 
-            import drgn_tools.pstore
-
-            function: Callable[..., None] = getattr(drgn_tools.pstore, helper)
+            module = importlib.import_module(f"drgn_tools.{helper.partition('_')[0]}")
+            function: Callable[..., None] = getattr(module, helper)
             # With a file given, errors and closed pipes are for the caller.
             function(prog, **vars(args), file=sys.stdout)
 

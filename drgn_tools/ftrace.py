@@ -12,27 +12,27 @@ The printing helpers' names need no import in ``drgn -e`` and in interactive ses
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from drgn import FaultError, Program
 from drgn.helpers.common.prog import takes_program_or_default
 
-from drgn_tools.errors import DumpError
+from drgn_tools.printing import printing, say
 
 if TYPE_CHECKING:
     from drgn_tools.ftrace_memory import Commands, TraceBuffer, TraceEvents
     from drgn_tools.ftrace_text import Kernel, Printer
+    from drgn_tools.printing import File
     from drgn_tools.ring_buffer import RingEvent
 
-    class _File(Protocol):
-        def write(self, text: str, /) -> object: ...
-
-
-__all__ = ("for_each_ftrace_event", "ftrace_buffers", "ftrace_dump", "ftrace_export")
+__all__ = (
+    "for_each_ftrace_buffer",
+    "for_each_ftrace_event",
+    "ftrace_dump",
+    "ftrace_export",
+)
 
 # Lines that are printed at once.
 _LINES = 1 << 12
@@ -58,17 +58,19 @@ class FtraceEvent(NamedTuple):
     """unread, read or uncommitted."""
 
 
-class _Exit(DumpError, SystemExit):
-    # An error that ends drgn -e with one line where nobody catches it.
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.code = f"ftrace: {message}"
+class FtraceBuffer(NamedTuple):
+    """A trace buffer, all CPUs taken together."""
 
-
-def _note(text: str) -> None:
-    from drgn_tools.text import printable
-
-    print(f"ftrace: {printable(text)}", file=sys.stderr)
+    instance: str
+    """Empty for the kernel's own."""
+    tracer: str
+    clock: str
+    unread: int
+    """Events that there are to read, by its counters."""
+    overrun: int
+    """Events that newer ones have overwritten."""
+    read: int
+    """Events that have been read."""
 
 
 class _Notes:
@@ -156,10 +158,9 @@ def _checked(work: Callable[[], None]) -> None:
 
 
 @takes_program_or_default
-def ftrace_buffers(prog: Program) -> Iterator[tuple[str, int]]:
+def for_each_ftrace_buffer(prog: Program) -> Iterator[FtraceBuffer]:
     """
-    Iterate over the trace buffers: the name of the instance (empty for the kernel's
-    own) and how many unread events it promises.
+    Iterate over the trace buffers, the kernel's own first.
 
     :raises DumpError: if this kernel has no trace, or it cannot be found.
     """
@@ -168,7 +169,14 @@ def ftrace_buffers(prog: Program) -> Iterator[tuple[str, int]]:
     for buffer in _chosen(prog, None):
         cpus = ring_buffer_cpus(buffer.buffer)
         stats = [ring_buffer_stats(buffer.buffer, cpu) for cpu in cpus]
-        yield buffer.name, sum(each.unread for each in stats)
+        yield FtraceBuffer(
+            buffer.name,
+            buffer.tracer,
+            buffer.clock,
+            sum(each.unread for each in stats),
+            sum(each.overrun for each in stats),
+            sum(each.read for each in stats),
+        )
 
 
 @takes_program_or_default
@@ -226,7 +234,7 @@ def ftrace_dump(
     instance: str | None = None,
     cpu: int | None = None,
     *,
-    file: _File | None = None,
+    file: File | None = None,
 ) -> None:
     """
     Print the trace buffers as the ``trace`` files of tracefs show them, the kernel's
@@ -240,40 +248,13 @@ def ftrace_dump(
     :raises DumpError: if this kernel has no trace, or it cannot be found.
     """
 
-    def work(out: _File) -> None:
+    def work(out: File) -> None:
         _checked(lambda: _dump(prog, instance, cpu, out))
 
-    _printing(prog, file, work)
+    printing("ftrace", prog, file, work)
 
 
-def _interactive(prog: Program) -> bool:
-    # drgn has prog.config and outer_repl since 0.0.33.
-    config = getattr(prog, "config", {})
-    return "outer_repl" in config or hasattr(sys, "ps1") or bool(sys.flags.interactive)
-
-
-def _printing(prog: Program, file: _File | None, work: Callable[[_File], None]) -> None:
-    # Errors and closed pipes are the caller's if it says where to print.
-    if file is not None:
-        work(file)
-        return
-    try:
-        work(sys.stdout)
-        sys.stdout.flush()
-    except DumpError as error:
-        if not _interactive(prog):
-            raise _Exit(str(error)) from None
-        # Nor is a session the place for a traceback, and it goes on.
-        _note(str(error))
-    except BrokenPipeError:
-        # Whoever read our output has enough of it. What could not be printed,
-        # Python would try to print again at its end.
-        fd = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(fd, sys.stdout.fileno())
-        os.close(fd)
-
-
-def _dump(prog: Program, instance: str | None, cpu: int | None, out: _File) -> None:
+def _dump(prog: Program, instance: str | None, cpu: int | None, out: File) -> None:
     reader = _Reader(prog)
     for buffer in _chosen(prog, instance):
         notes = _Notes()
@@ -285,9 +266,9 @@ def _dump(prog: Program, instance: str | None, cpu: int | None, out: _File) -> N
         _print_buffer(printer, buffer, cpu, notes, out)
         for text, count in notes.texts.items():
             of = f"instance {buffer.name}: " if buffer.name else ""
-            _note(f"{of}{text}" + (f" ({count} times)" if count > 1 else ""))
+            say("ftrace", f"{of}{text}" + (f" ({count} times)" if count > 1 else ""))
         for text in printer.notes():
-            _note(text)
+            say("ftrace", text)
 
 
 def _print_buffer(
@@ -295,7 +276,7 @@ def _print_buffer(
     buffer: TraceBuffer,
     cpu: int | None,
     notes: _Notes,
-    out: _File,
+    out: File,
 ) -> None:
     from heapq import merge
     from operator import attrgetter
@@ -344,4 +325,32 @@ def _export(prog: Program, path: str, force: bool) -> None:
     streams = [(buffer, _cpu_streams(buffer, None, notes)) for buffer in buffers]
     write_trace_dat(path, reader.kernel, reader.events, reader.commands, streams)
     for text, count in notes.texts.items():
-        _note(text + (f" ({count} times)" if count > 1 else ""))
+        say("ftrace", text + (f" ({count} times)" if count > 1 else ""))
+
+
+def print_dump(
+    dump: str,
+    *,
+    instance: str | None = None,
+    cpu: int | None = None,
+    symbols: tuple[str, ...] = (),
+    trace_dat: str | None = None,
+    force: bool = False,
+) -> None:
+    """
+    Print the trace buffers of a dump, as ``drgn-tools ftrace DUMP`` does.
+
+    :param symbols: Files with debugging symbols.
+    :param trace_dat: Write this file instead.
+    :param force: It may replace a file.
+    :raises DumpError: if the dump cannot be read or has no trace.
+    """
+    import sys
+
+    from drgn_tools.program import open_dump
+
+    prog = open_dump(dump, symbols)
+    if trace_dat is not None:
+        ftrace_export(prog, trace_dat, force=force)
+    else:
+        ftrace_dump(prog, instance, cpu, file=sys.stdout)

@@ -34,6 +34,8 @@ _INDEX_MASK = 0xFFFFF
 _MISSED_EVENTS = 1 << 31
 _HEAD, _UPDATE = 1, 2
 _FLAGS = _HEAD | _UPDATE
+# What is before the first address is the last.
+_ADDRESSES = (1 << 64) - 1
 
 
 class RingEvent(NamedTuple):
@@ -204,7 +206,7 @@ class _Page(NamedTuple):
 
 
 def _read_page(prog: Program, layout: _Layout, address: int) -> _Page:
-    raw = prog.read(address, layout.size)
+    raw = prog.read(address & _ADDRESSES, layout.size)
     order, word = layout.order, layout.word
     code = "Q" if word == 8 else "I"
 
@@ -246,11 +248,7 @@ def _no_note(text: str) -> None:
 def _cpu_buffers(buffer: Object) -> Iterator[tuple[int, Object]]:
     prog = buffer.prog_
     buffers = buffer.buffers
-    try:
-        cpus = list(for_each_possible_cpu(prog))
-    except LookupError:
-        cpus = list(range(buffers.type_.length or 0))
-    for cpu in cpus:
+    for cpu in for_each_possible_cpu(prog):
         pointer = buffers[cpu]
         # NULL for a CPU that was never there.
         if pointer.value_():
@@ -355,11 +353,15 @@ def _walk(
     return pages
 
 
+def _number_of(pages: list[_Page], address: int) -> int | None:
+    return next((i for i, page in enumerate(pages) if page.address == address), None)
+
+
 def _ring_pages(
     prog: Program, layout: _Layout, cpu_buffer: Object, limit: int, note: Note
 ) -> list[_Page]:
     # The pages of the ring from the head on.
-    head = number(cpu_buffer, "head_page")
+    head, reader = (number(cpu_buffer, name) for name in ("head_page", "reader_page"))
     if layout.headed:
         # The list has a head, which is no page; head_page is never wrong.
         anchor = cpu_buffer.member_("pages").address_ or 0
@@ -378,7 +380,7 @@ def _ring_pages(
         for i, page in enumerate(pages):
             if page.address == head:
                 return pages[i:] + pages[:i]
-        if pages:
+        if pages and _number_of(pages, reader) is None:
             note("its head page is not in its list of pages")
         return pages
     start = number(cpu_buffer, "pages") & ~_FLAGS
@@ -414,7 +416,7 @@ def _ring(
         number(loaded, name)
         for name in ("reader_page", "commit_page", "tail_page", "head_page")
     )
-    # The embedded list's head is known by its address.
+    # The list's own head, where it has one, is known by its address.
     pages = _ring_pages(
         prog, layout, cpu_buffer if layout.headed else loaded, limit, note
     )
@@ -426,11 +428,12 @@ def _ring(
             unread.append(_read_page(prog, layout, reader))
         except FaultError:
             note(f"its reader page at {reader:#x} is not there")
-    if reader in in_ring:
-        # A reader was stopped after it had put its page into the ring, before it
-        # took out the one it had got for it.
+    place = _number_of(pages, reader)
+    if place is not None:
+        # A reader was stopped after it had put its page into the ring in place of
+        # the head, before that became its page.
         note("a reader was about to take a page")
-        pages = [page for page in pages if page.address != reader]
+        pages = pages[place + 1 :] + pages[:place]
         if head and head not in in_ring:
             try:
                 unread.append(_read_page(prog, layout, head))
@@ -569,7 +572,7 @@ def _page_events(
             # in buffers that outlive the kernel.
             missed = "events are missing before it"
     commit &= _INDEX_MASK
-    if not commit and page.write and not raw.count(0) < size:
+    if (commit or page.write) and raw.count(0) == size:
         # Excluded pages of an ELF dump read as zeros.
         note(f"its page at {page.page:#x} is not in this dump: it is all zero")
         return [], 0

@@ -202,8 +202,9 @@ def for_each_ftrace_event(
     from heapq import merge
     from operator import attrgetter
 
+    buffers = _chosen(prog, instance)
     reader = _Reader(prog)
-    for buffer in _chosen(prog, instance):
+    for buffer in buffers:
         printer = reader.printer(buffer)
         streams = _cpu_streams(
             buffer,
@@ -255,8 +256,9 @@ def ftrace_dump(
 
 
 def _dump(prog: Program, instance: str | None, cpu: int | None, out: File) -> None:
+    buffers = _chosen(prog, instance)
     reader = _Reader(prog)
-    for buffer in _chosen(prog, instance):
+    for buffer in buffers:
         notes = _Notes()
         if buffer.name and instance is None:
             from drgn_tools.text import printable
@@ -320,8 +322,8 @@ def _export(prog: Program, path: str, force: bool) -> None:
 
     check_target(path, force)
     notes = _Notes()
-    reader = _Reader(prog)
     buffers = _chosen(prog, None)
+    reader = _Reader(prog)
     streams = [(buffer, _cpu_streams(buffer, None, notes)) for buffer in buffers]
     write_trace_dat(path, reader.kernel, reader.events, reader.commands, streams)
     for text, count in notes.texts.items():

@@ -17,6 +17,7 @@ from drgn import FaultError, Object, Program, Type, TypeKind
 
 from drgn_tools.errors import DumpError
 from drgn_tools.print_fmt import Field
+from drgn_tools.pstore_memory import has_debug_info
 from drgn_tools.ring_buffer import number
 
 # More than any kernel has of them.
@@ -149,9 +150,7 @@ def trace_buffers(prog: Program) -> list[TraceBuffer]:
         top = prog["global_trace"].address_of_()
         prog.type("struct ring_buffer_per_cpu")
     except LookupError:
-        try:
-            prog.type("struct list_head")
-        except LookupError:
+        if not has_debug_info(prog):
             raise FtraceError(
                 "the trace cannot be found without the kernel's debugging symbols"
             ) from None
@@ -264,11 +263,6 @@ class TraceEvents:
                 address = prog.read_word(address)
         except FaultError:
             pass
-
-    @property
-    def complete(self) -> bool:
-        """Whether there are any."""
-        return bool(self._addresses)
 
     def get(self, type_: int) -> TraceEvent | None:
         """Return the event that records of a type are of, or None."""

@@ -19,6 +19,7 @@ from typing import Callable
 from drgn import FaultError, Object, PlatformFlags, Program
 from drgn.helpers.linux.cpumask import for_each_online_cpu
 
+from drgn_tools import print_fmt
 from drgn_tools.ftrace_memory import (
     Commands,
     TraceBuffer,
@@ -44,8 +45,13 @@ _TORN = (struct.error, ValueError, IndexError, TypeError, OverflowError, KeyErro
 _CACHE = 1 << 16
 
 
-def _siphash(value: int, size: int, key: tuple[int, int]) -> int:
-    # SipHash-2-4 of one number, which is what hides addresses.
+def siphash(value: int, size: int, key: tuple[int, ...]) -> int:
+    """
+    Return SipHash-2-4 of one number, which is how ``%p`` hides addresses.
+
+    :param size: of the number, in bytes: 4 or 8.
+    :param key: two numbers of 64 bits.
+    """
     mask = (1 << 64) - 1
     v0, v1 = key[0] ^ 0x736F6D6570736575, key[1] ^ 0x646F72616E646F6D
     v2, v3 = key[0] ^ 0x6C7967656E657261, key[1] ^ 0x7465646279746573
@@ -156,7 +162,7 @@ class Kernel:
             return f"{address:0{digits}x}"
         if self._key is None or self._key == (0, 0):
             return "(____ptrval____)" if self.word == 8 else "(ptrval)"
-        value = _siphash(address, self.word, self._key) & 0xFFFFFFFF
+        value = siphash(address, self.word, self._key) & 0xFFFFFFFF
         return f"{value:0{digits}x}"
 
     def string(self, address: int) -> str:
@@ -826,7 +832,7 @@ _BPRINT = re.compile(
 )
 
 
-def binary_printf(form: str, raw: bytes, kernel: Kernel) -> str:
+def binary_printf(form: str, raw: bytes, kernel: print_fmt.Kernel) -> str:
     """
     Print a format with values that were packed into words: ``bstr_printf()``.
 

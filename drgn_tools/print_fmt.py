@@ -247,9 +247,9 @@ def text(raw: bytes) -> str:
 def _unescaped(token: str) -> str:
     def one(match: re.Match[str]) -> str:
         found = match.group(1)
-        if found[0] == "x":
+        if found[0] == "x" and len(found) > 1:
             return chr(int(found[1:], 16))
-        if found.isdigit():
+        if found[0] in "01234567":
             return chr(int(found, 8) & 0xFF)
         return _ESCAPES.get(found, found)
 
@@ -480,9 +480,9 @@ class _Parser:
             fn = node.fn
             return _Node(lambda d: int(bool(fn(d))), "int", 1, False)
         made = _converted(node, size, signed)
-        if node.const is not None:
-            return _constant(made(b""), "int", size, signed)
         cast = _Node(made, "int", size, signed)
+        if node.const is not None:
+            cast = _constant(made(b""), "int", size, signed)
         if name.count("*") == 1:
             cast.step = self.bytes_of(name.replace("*", "").strip())
         return cast
@@ -603,7 +603,7 @@ class _Parser:
 
     def value(self, field: Field) -> _Node:
         at, size = field.offset, field.size
-        if "[" in field.type and not field.type.startswith("__"):
+        if "[" in field.type and not field.type.startswith(("__data_loc", "__rel_loc")):
             element = c_type(field.type.partition("[")[0].strip(), self.word)
             # Of unknown length, up to the record's end.
             end = at + size if size else None
@@ -858,11 +858,7 @@ _CONVERSION = re.compile(
     r"%(?P<flags>[-+ #0]*)(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d*))?"
     r"(?P<length>hh|h|ll|l|L|z|Z|t|j)?(?P<conversion>[a-zA-Z%])"
 )
-# What may follow %p, longest first.
-_POINTER = re.compile(
-    r"(?:ISpfsc|ISpc|ISp|ISc|IS|I4|i4|I6c|i6|I6|U[bBlL]?|MF|MR|M|mF|m|hN|hC|hD|h|"
-    r"[sSBFfRrKkxeEDdGgNnaVvtTCObpw])"
-)
+_ALPHANUMERIC = re.compile(r"[A-Za-z0-9]*")
 
 
 class _Conversion(NamedTuple):
@@ -1050,7 +1046,8 @@ def compile_print_fmt(
         if conversion in "diuxXo":
             made = _number_conversion(match, node, stars, kernel.word)
         elif conversion == "p":
-            more = _POINTER.match(form, at)
+            # All of them belong to it, whether they mean something or not.
+            more = _ALPHANUMERIC.match(form, at)
             extra = more.group() if more else ""
             at += len(extra)
             made = _pointer_conversion(parser, match, extra, node, stars)

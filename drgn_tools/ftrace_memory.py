@@ -339,6 +339,8 @@ class TraceEvents:
         prog = self.prog
         type_ = prog.type("struct ftrace_event_field")
         link = (type_.member("link").bit_offset or 0) // 8
+        # Since "tracing: Fix TASK_COMM_LEN in trace event format file" (in v6.3).
+        has_length = type_.has_member("len")
         end = head.address_
         found: list[Field] = []
         seen = {end}
@@ -346,10 +348,15 @@ class TraceEvents:
         while address not in seen and len(seen) < _MAX_FIELDS:
             seen.add(address)
             field = Object(prog, type_, address=address - link).read_()
+            kind = read_string(prog, number(field, "type"), 1024)
+            if "[" in kind and not kind.startswith("__") and has_length:
+                # Then tracefs shows that, and not what the type says.
+                length = number(field, "len")
+                kind = f"{kind.partition('[')[0]}[{length or ''}]"
             found.append(
                 Field(
                     read_string(prog, number(field, "name"), 256),
-                    read_string(prog, number(field, "type"), 1024),
+                    kind,
                     number(field, "offset"),
                     number(field, "size"),
                     bool(number(field, "is_signed")),

@@ -688,6 +688,9 @@ class _Parser:
             self.take(",")
             label = self.expression()
             self.take("}")
+            if label.const == 0:
+                # What ends a table; the macro puts another one behind it.
+                continue
             if mask.kind != "int" or mask.const is None or label.kind != "str":
                 raise Unsupported(f"{name} of what is not constant")
             table.append((mask.const & (1 << 64) - 1, label.const))

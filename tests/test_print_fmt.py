@@ -120,6 +120,7 @@ CASES = [
         "seven",
     ),
     ('"%s", __print_symbolic(REC->u, { 1, "one" })', "0x7"),
+    ('"%s", __print_symbolic(REC->u, { 7, "7" }, { 0, ((void *)0) })', "7"),
     (
         '"%s", __print_flags(REC->u, "|", { 1UL << 0, "a" }, { (1 << 1), "b" })',
         "a|b|0x4",

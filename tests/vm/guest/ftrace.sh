@@ -93,4 +93,3 @@ while grep -q '^overrun: 0$' $wrapped/per_cpu/cpu0/stats $wrapped/per_cpu/cpu1/s
     done
 done
 for on in tracing_on instances/*/tracing_on; do echo 0 > $on; done
-echo nop > instances/options/current_tracer

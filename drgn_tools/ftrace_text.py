@@ -547,16 +547,18 @@ class Printer:
                 kept = arguments.split(", ", skip)[skip:]
                 print_fmt = f'"{form}"' + (f", {kept[0]}" if kept else "")
         fields = {field.name: field for field in (*self.events.common, *event.fields)}
-        body = compile_print_fmt(print_fmt, fields, self.kernel)
+        body = compile_print_fmt(
+            print_fmt, fields, self.kernel, empty=_FAULT if where else ""
+        )
         if where is None:
             return lambda record: f"{name}: {body(record.data)}\n"
         address = where
-        faulted = '"(fault)"'
 
         def probe(record: RingEvent) -> str:
             values = body(record.data)
-            if faulted in values:
-                values = values.replace(faulted, "(fault)")
+            if _FAULT in values:
+                # It could not be read.
+                values = values.replace(f'"{_FAULT}"', "(fault)")
             return f"{name}: ({address(record)}){values}\n"
 
         return probe
@@ -675,6 +677,8 @@ class Printer:
         return fields
 
 
+# Of a probe's string that has no bytes; no string has this.
+_FAULT = "\0"
 _PROBES = ("kprobe", "kretprobe", "uprobe", "fprobe", "fexit")
 
 

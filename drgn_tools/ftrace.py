@@ -286,19 +286,27 @@ def _print_buffer(
     from drgn_tools.ring_buffer import ring_buffer_cpus, ring_buffer_stats
 
     streams = _cpu_streams(buffer, cpu, notes)
-    stats = [ring_buffer_stats(buffer.buffer, number) for number in streams]
-    entries = sum(each.unread for each in stats)
-    written = sum(each.entries - each.read for each in stats)
-    for line in printer.header(entries, written):
+    if buffer.tracer == "function_graph":
+        from drgn_tools.ftrace_graph import Graph
+
+        graph = Graph(printer, buffer)
+        header, lines = graph.header(), graph.lines(graph.items(streams))
+    else:
+        stats = [ring_buffer_stats(buffer.buffer, number) for number in streams]
+        entries = sum(each.unread for each in stats)
+        header = printer.header(
+            entries, sum(each.entries - each.read for each in stats)
+        )
+        # Said of each CPU's first record where records have been overwritten, but
+        # for the first of all.
+        annotate = "ANNOTATE" in buffer.options and any(
+            ring_buffer_stats(buffer.buffer, number).overrun
+            for number in ring_buffer_cpus(buffer.buffer)
+        )
+        events = merge(*streams.values(), key=attrgetter("time"))
+        lines = printer.lines(events, annotate=annotate)
+    for line in header:
         out.write(line + "\n")
-    # Said of each CPU's first record where records have been overwritten, but for
-    # the first of all.
-    everywhere = ring_buffer_cpus(buffer.buffer)
-    annotate = "ANNOTATE" in buffer.options and any(
-        ring_buffer_stats(buffer.buffer, number).overrun for number in everywhere
-    )
-    events = merge(*streams.values(), key=attrgetter("time"))
-    lines = printer.lines(events, annotate=annotate)
     while chunk := list(islice(lines, _LINES)):
         out.write("".join(chunk))
 

@@ -40,8 +40,8 @@ from drgn_tools.ring_buffer import RingEvent, number
 
 Print = Callable[[RingEvent], str]
 
-# What a record can make a function of it raise that trusts it.
-_TORN = (struct.error, ValueError, IndexError, TypeError, OverflowError, KeyError)
+#: What a record can make a function of it raise that trusts it.
+TORN = (struct.error, ValueError, IndexError, TypeError, OverflowError, KeyError)
 _CACHE = 1 << 16
 
 
@@ -417,7 +417,7 @@ class Printer:
             type_ = self._entry.unpack_from(event.data)[0]
             self.kernel.show_pointers(self.style.hashed)
             return clean((self._printers.get(type_) or self._printer(type_))(event))
-        except _TORN as error:
+        except TORN as error:
             self.torn += 1
             return f"a torn record: {error}"
 
@@ -471,7 +471,7 @@ class Printer:
                     line += f" {event.time:12d}: "
             try:
                 line += (printers.get(type_) or self._printer(type_))(event)
-            except _TORN as error:
+            except TORN as error:
                 self.torn += 1
                 line += f"a torn record: {error}\n"
             yield line if line[:-1].isprintable() else clean(line)

@@ -24,6 +24,8 @@ from drgn_tools.ftrace import (
 from drgn_tools.ftrace_memory import TraceEvents
 from drgn_tools.trace_dat import event_format
 
+from tests import command
+
 from . import ftrace_guests, kernels, live_drgn, peers, qemu
 from .ftrace_guests import KERNELS, Guest
 
@@ -212,8 +214,8 @@ def report(path: Path) -> dict[str, list[tuple[str, str, str, str]]]:
     return found
 
 
-# Without a task, or with another clock than the file's.
-OTHERWISE = ("plain", "options", "clock")
+# Without a task, with another clock than the file's, or as a graph.
+OTHERWISE = ("plain", "options", "clock", "graph")
 
 
 def test_trace_cmd_shows_the_same(
@@ -229,8 +231,11 @@ def test_trace_cmd_shows_the_same(
             assert sorted(shown[instance]) == sorted(expected)
             assert len(expected) > 50
         else:
+            # Of a call that returns at once, trace-cmd makes one line.
+            lines = guest.trace(instance).splitlines()
+            leaves = sum(line.endswith("();") for line in lines)
             count = sum(1 for _ in for_each_ftrace_event(prog, instance))
-            assert len(shown[instance]) == count > 50
+            assert len(shown[instance]) == count - leaves > 50
 
 
 # --- the command
@@ -253,6 +258,25 @@ def test_the_command(kernel: str, folder: Path) -> None:
     done = subprocess.run([*argv, "-o", str(out)], capture_output=True)
     assert done.returncode == 1
     assert done.stderr.endswith(b"exists (-f replaces it)\n")
+
+
+@pytest.mark.parametrize("kernel", KERNELS[-1:])
+def test_in_drgn(kernel: str, folder: Path) -> None:
+    """Names that need no import, and a command."""
+    path = dump(kernel, "qemu", folder)
+    code = "ftrace_dump('clock')\n"
+    code += "from drgn.commands import run_command\n"
+    code += "run_command(prog, 'ftrace_dump --instance clock --cpu 0')"
+    argv = [sys.executable, "-m", "drgn", "-q", "-c", str(path)]
+    argv += ["-s", str(guest(kernel).kernel.vmlinux), "-e", code]
+    environment = command.environment(DRGN_PLUGINS="drgn_tools=drgn_tools._plugin")
+    done = subprocess.run(argv, capture_output=True, env=environment, check=True)
+    trace = guest(kernel).trace("clock")
+    shown = done.stdout.decode()
+    assert shown.startswith(trace)
+    rest = shown[len(trace) :].splitlines()
+    lines = [line for line in trace.splitlines() if " [000] " in line]
+    assert [line for line in rest if line[0] != "#"] == lines
 
 
 @pytest.mark.parametrize("kernel", KERNELS[-1:])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Callable, NamedTuple
 from drgn import FaultError, Program
 from drgn.helpers.common.prog import takes_program_or_default
 
-from drgn_tools.printing import printing, say
+from drgn_tools.printing import one_line, printing, say
 
 if TYPE_CHECKING:
     from drgn_tools.ftrace_memory import Commands, TraceBuffer, TraceEvents
@@ -154,7 +154,7 @@ def _checked(work: Callable[[], None]) -> None:
     try:
         work()
     except (LookupError, FaultError, ValueError) as error:
-        raise FtraceError(f"the trace cannot be read: {error}") from None
+        raise FtraceError(f"the trace cannot be read: {one_line(error)}") from None
 
 
 @takes_program_or_default
@@ -215,6 +215,9 @@ def for_each_ftrace_event(
         )
         for event in merge(*streams.values(), key=attrgetter("time")):
             known = printer.event_of(event.data)
+            if known is None and event.state == "read":
+                # What is left of an older event, or nothing at all.
+                continue
             pid = printer.pid_of(event.data)
             yield FtraceEvent(
                 buffer.name,

@@ -246,9 +246,9 @@ class Style:
         self.hashed = _hashed(prog, options)
         # Since "tracing: Add migrate-disabled counter to tracing output" (in v5.13).
         self.migrate = _says(prog, b"=> migrate-disable")
-        # Since "tracing: Disable interrupt or preemption..., show BH" (in v6.1).
+        # Since 6.1 at the latest.
         self.bottom_half = "TRACE_FLAG_BH_OFF" in _flag_names(prog)
-        # Since 6.13, in place of irqs-off not being known.
+        # Since 6.13, where there was that irqs-off is not known.
         self.lazy = "TRACE_FLAG_NEED_RESCHED_LAZY" in _flag_names(prog)
 
 

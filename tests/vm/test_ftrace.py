@@ -7,6 +7,7 @@ import collections
 import contextlib
 import functools
 import io
+import random
 import re
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from drgn_tools.ftrace import (
     ftrace_dump,
     ftrace_export,
 )
-from drgn_tools.ftrace_memory import TraceEvents
+from drgn_tools.ftrace_memory import Commands, TraceEvents, trace_buffers
+from drgn_tools.ftrace_text import Kernel, Printer
+from drgn_tools.ring_buffer import for_each_ring_buffer_event
 from drgn_tools.trace_dat import event_format
 from tests import command
 
@@ -156,6 +159,31 @@ def test_formats_are_those_of_tracefs(kernel: str, folder: Path) -> None:
         assert event
         assert f"{event.system}/{event.name}" == name
         assert event_format(event, events.common) == text
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_mutated_records(kernel: str, folder: Path) -> None:
+    """Whatever is in a record, it makes a line."""
+    prog = opened(dump(kernel, "qemu", folder), kernel)
+    seed = random.Random(kernel)
+    own, *_ = trace_buffers(prog)
+    printer = Printer(prog, own, Kernel(prog), TraceEvents(prog), Commands(prog))
+    whole = list(for_each_ring_buffer_event(own.buffer))
+    events = []
+    for _ in range(10_000):
+        event = seed.choice(whole)
+        data = bytearray(event.data)
+        for _ in range(seed.choice([1, 2, 8])):
+            # Mostly of the same type.
+            data[seed.randrange(seed.choice([0, 8]), len(data))] = seed.randrange(256)
+        if seed.random() < 0.1:
+            del data[seed.randrange(len(data)) :]
+        events.append(event._replace(data=bytes(data)))
+    lines = list(printer.lines(iter(events)))
+    assert len(lines) == len(events)
+    for line in lines:
+        assert len(line) < 1 << 17
+        assert all(c.isprintable() or c in "\t\n" for c in line)
 
 
 # --- trace.dat

@@ -474,7 +474,8 @@ class Printer:
             except TORN as error:
                 self.torn += 1
                 line += f"a torn record: {error}\n"
-            yield line if line[:-1].isprintable() else clean(line)
+            whole = line[-1:] == "\n" and line[:-1].isprintable()
+            yield line if whole else clean(line)
 
     def notes(self) -> Iterator[str]:
         """What of the records is not as the kernel shows it."""

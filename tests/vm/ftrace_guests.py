@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -45,15 +46,11 @@ class Guest(NamedTuple):
     def formats(self) -> dict[str, str]:
         """The format file of each event, by system and name."""
         found = {}
-        for part in (self.folder / "formats").read_text().split("== ")[1:]:
+        text = (self.folder / "formats").read_text()
+        for part in re.split("^== ", text, flags=re.MULTILINE)[1:]:
             name, _, content = part.partition("\n")
             found[name] = content
         return found
-
-    @property
-    def printk_formats(self) -> str:
-        """The file of that name."""
-        return (self.folder / "printk_formats").read_text()
 
     def dump(self, kind: str) -> Path:
         """A dump of it: qemu or vmcore."""

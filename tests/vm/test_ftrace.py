@@ -94,14 +94,15 @@ def test_it_is_the_trace_file(
     assert capsys.readouterr().err == ""
 
 
-def test_all_buffers_are_printed(case: tuple[Guest, drgn.Program]) -> None:
-    guest, prog = case
+@pytest.mark.parametrize("kernel", KERNELS[:1])
+def test_all_buffers_are_printed(kernel: str, folder: Path) -> None:
+    prog = opened(dump(kernel, "qemu", folder), kernel)
     first, *others = printed(prog, None).split("\n== instance ")
-    assert first == guest.trace("")
+    assert first == guest(kernel).trace("")
     found = dict(other.split("\n", 1) for other in others)
-    assert sorted(found) == [name for name in guest.instances if name]
+    assert sorted(found) == [name for name in guest(kernel).instances if name]
     for name, text in found.items():
-        assert text == guest.trace(name)
+        assert text == guest(kernel).trace(name)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -189,7 +190,7 @@ def test_mutated_records(kernel: str, folder: Path) -> None:
 # --- trace.dat
 
 LINE = re.compile(
-    r" *(?:(?P<instance>\w+): )? *(?P<task>\S.*-\d+) +\[(?P<cpu>\d+)\] "
+    r" *(?:(?P<instance>\w+): )? *(?P<task>\S.*?-\d+) +\[(?P<cpu>\d+)\] "
     r"(?:\S{4,5} )? *(?P<time>[\d.]+): (?P<what>.*)"
 )
 
@@ -267,7 +268,7 @@ def test_trace_cmd_shows_the_same(
 # --- the command
 
 
-@pytest.mark.parametrize("kernel", KERNELS[-1:])
+@pytest.mark.parametrize("kernel", KERNELS[:1])
 def test_the_command(kernel: str, folder: Path) -> None:
     path = dump(kernel, "qemu", folder)
     argv = [sys.executable, "-m", "drgn_tools", "ftrace", str(path)]
@@ -286,7 +287,7 @@ def test_the_command(kernel: str, folder: Path) -> None:
     assert done.stderr.endswith(b"exists (-f replaces it)\n")
 
 
-@pytest.mark.parametrize("kernel", KERNELS[-1:])
+@pytest.mark.parametrize("kernel", KERNELS[:1])
 def test_in_drgn(kernel: str, folder: Path) -> None:
     """Names that need no import, and a command."""
     path = dump(kernel, "qemu", folder)
@@ -305,7 +306,7 @@ def test_in_drgn(kernel: str, folder: Path) -> None:
     assert [line for line in rest if line[0] != "#"] == lines
 
 
-@pytest.mark.parametrize("kernel", KERNELS[-1:])
+@pytest.mark.parametrize("kernel", KERNELS[:1])
 def test_one_cpu(kernel: str, folder: Path) -> None:
     prog = opened(dump(kernel, "qemu", folder), kernel)
     out = io.StringIO()

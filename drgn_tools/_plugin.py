@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     import argparse
 
 # The modules whose ``__all__`` becomes names of drgn.helpers.linux.
-_HELPERS = ("drgn_tools.pstore", "drgn_tools.swap", "drgn_tools.zram")
+_HELPERS = (
+    "drgn_tools.ftrace",
+    "drgn_tools.pstore",
+    "drgn_tools.swap",
+    "drgn_tools.zram",
+)
 
 
 def _is_linux_kernel(prog: Program) -> bool:
@@ -84,6 +89,17 @@ def _register_commands(**where: Any) -> None:
     devices = argument("device", nargs="?", help="its name; without, all of them")
     # Helper, what it does, its arguments. The module is named as its helpers begin.
     table: tuple[tuple[str, str, tuple[argument, ...]], ...] = (
+        (
+            "ftrace_dump",
+            "print the trace buffers",
+            (
+                argument(
+                    "--instance",
+                    help="of this instance only; '' for the kernel's own buffer",
+                ),
+                argument("--cpu", type=int, help="of this CPU only"),
+            ),
+        ),
         ("pstore_zones", "print the zones of persistent memory", ()),
         (
             "pstore_ftrace",

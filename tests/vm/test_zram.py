@@ -449,7 +449,7 @@ def test_command(case: Case, tmp_path: Path) -> None:
 # --- a kernel that is running
 
 LIVE = Spec(
-    live_drgn.KERNEL,
+    "6.12-bench",
     "live",
     devices=(
         Device("lzo-rle"),

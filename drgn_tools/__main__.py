@@ -16,6 +16,7 @@ _COMMANDS = {
     "dmesg": "drgn_tools.capture_commands",
     "extract": "drgn_tools.capture_commands",
     "info": "drgn_tools.capture_commands",
+    "oprofile": "drgn_tools.oprofile_commands",
     "pstore": "drgn_tools.pstore_commands",
     "verify": "drgn_tools.capture_commands",
 }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
 
 # The modules whose ``__all__`` becomes names of drgn.helpers.linux.
-_HELPERS = ("drgn_tools.pstore",)
+_HELPERS = ("drgn_tools.oprofile", "drgn_tools.pstore")
 
 
 def _is_linux_kernel(prog: Program) -> bool:
@@ -67,15 +67,69 @@ def _register_commands() -> None:
         help="newest (the default), previous, all, or 0 for that of this kernel, "
         "-1 for the one before and so on",
     )
-    # Helper, what it does, its arguments.
+    cpu = argument("--cpu", type=int, help="of this CPU only")
+    profile = (
+        cpu,
+        argument(
+            "--source",
+            choices=("all", "cpu", "event_buffer"),
+            default="all",
+            help="samples of the CPUs' buffers, or of the event buffer, or all",
+        ),
+        argument(
+            "--sysroot", help="folder with the target's programs, for their symbols"
+        ),
+    )
+    # Helper, what it does, its arguments. The module is named as its helpers begin.
     table: tuple[tuple[str, str, tuple[argument, ...]], ...] = (
+        ("oprofile_stats", "print oprofile's counters", ()),
+        (
+            "oprofile_report",
+            "print how many samples oprofile has of what",
+            (
+                argument(
+                    "--by",
+                    default="image,symbol",
+                    help="cpu, task, program, mode, event, image, symbol, offset",
+                ),
+                *profile,
+            ),
+        ),
+        (
+            "oprofile_samples",
+            "print oprofile's samples",
+            (
+                *profile,
+                argument(
+                    "--read", action="store_true", help="those that were read, too"
+                ),
+                argument(
+                    "--uncommitted",
+                    action="store_true",
+                    help="those that were being written, too",
+                ),
+            ),
+        ),
+        (
+            "oprofile_callgraph",
+            "print who called the functions that oprofile has samples of",
+            (
+                argument("--folded", action="store_true", help="as whole call chains"),
+                *profile,
+            ),
+        ),
+        (
+            "oprofile_event_buffer",
+            "print what oprofile's daemon would have read next",
+            (argument("--read", action="store_true", help="what it has read, too"),),
+        ),
         ("pstore_zones", "print the zones of persistent memory", ()),
         (
             "pstore_ftrace",
             "print the function trace in persistent memory",
             (
                 boot,
-                argument("--cpu", type=int, help="of this CPU only"),
+                cpu,
                 argument("--last", type=int, help="only so many records"),
             ),
         ),
@@ -90,11 +144,11 @@ def _register_commands() -> None:
         def run(
             prog: Program, name: str, args: argparse.Namespace, **kwargs: Any
         ) -> None:
+            import importlib
             import sys
 
-            import drgn_tools.pstore
-
-            function: Callable[..., None] = getattr(drgn_tools.pstore, helper)
+            module = importlib.import_module(f"drgn_tools.{helper.partition('_')[0]}")
+            function: Callable[..., None] = getattr(module, helper)
             # With a file given, errors and closed pipes are for the caller.
             function(prog, **vars(args), file=sys.stdout)
 

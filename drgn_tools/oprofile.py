@@ -180,18 +180,30 @@ class _Profile:
             self._cookies = read_cookies(self.prog)
         return self._cookies.get(cookie, "[unknown]")
 
-    def entries(self) -> Iterator[oprofile_records.Entry]:
-        """The event buffer's pieces."""
+    def entries(self, read: bool = False) -> Iterator[oprofile_records.Entry]:
+        """
+        The event buffer's pieces.
+
+        :param read: What is behind those to be read, of earlier fills, instead.
+        """
         from drgn_tools import oprofile_memory as memory
         from drgn_tools.oprofile_records import decode_event_buffer
 
+        fmt = memory.record_format(self.prog)
         buffer = memory.read_event_buffer(self.prog, self.notes)
-        return decode_event_buffer(
-            buffer.words,
-            memory.record_format(self.prog),
+        words, start = buffer.words, 0
+        if read:
+            # From the first piece that is whole.
+            first = (i for i, word in enumerate(buffer.rest) if word == fmt.escape)
+            skipped = next(first, len(buffer.rest))
+            words, start = buffer.rest[skipped:], len(words) + skipped
+        entries = decode_event_buffer(
+            words,
+            fmt,
             cell=memory.is_cell(self.prog),
             targets=memory.has_branch_targets(self.prog),
         )
+        return (e._replace(position=e.position + start) for e in entries)
 
     def _synced(self, cpu: int | None) -> Iterator[OprofileSample]:
         from drgn_tools.oprofile_memory import record_format
@@ -437,10 +449,14 @@ def oprofile_callgraph(
 
 
 @takes_program_or_default
-def oprofile_event_buffer(prog: Program, *, file: File | None = None) -> None:
+def oprofile_event_buffer(
+    prog: Program, *, read: bool = False, file: File | None = None
+) -> None:
     """
     Print the event buffer piece by piece: what the daemon would have read next.
 
+    :param read: Also what is behind that in memory: pieces that were read, and not
+        overwritten since.
     :param file: File to print to. Defaults to :data:`sys.stdout`.
     :raises DumpError: if this kernel has no oprofile or nobody has opened its buffer.
     """
@@ -451,6 +467,8 @@ def oprofile_event_buffer(prog: Program, *, file: File | None = None) -> None:
         profile = _Profile(prog, None)
         for entry in profile.entries():
             out.write(entry_line(entry, profile.cookie) + "\n")
+        for entry in profile.entries(read=True) if read else ():
+            out.write(entry_line(entry, profile.cookie) + " [read]\n")
         _say_notes(profile)
 
     printing("oprofile", prog, file, work)

@@ -30,7 +30,7 @@ from drgn import (
     cast,
     container_of,
 )
-from drgn.helpers.linux.cpumask import for_each_possible_cpu
+from drgn.helpers.linux.cpumask import for_each_cpu, for_each_possible_cpu
 from drgn.helpers.linux.mm import for_each_vma
 from drgn.helpers.linux.percpu import per_cpu
 
@@ -161,7 +161,12 @@ def cpu_buffers(prog: Program) -> Iterator[tuple[int, Object]]:
             if variable[cpu].buffer:
                 yield cpu, variable[cpu]
         return
-    for cpu in for_each_possible_cpu(prog):
+    try:
+        cpus = for_each_possible_cpu(prog)
+    except LookupError:
+        # Until 2.6.27.
+        cpus = for_each_cpu(prog["cpu_possible_map"].address_of_())
+    for cpu in cpus:
         yield cpu, per_cpu(variable, cpu)
 
 
@@ -527,6 +532,8 @@ class Resolver:
         """
         :param sysroot: folder that has the programs of the target at their paths.
         """
+        if sysroot is not None and not os.path.isdir(sysroot):
+            raise OprofileError(f"{sysroot} is no folder with programs")
         self._prog = prog
         self._sysroot = sysroot
         self._tasks: dict[int, Task] = {0: NOBODY}

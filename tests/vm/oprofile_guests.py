@@ -82,10 +82,13 @@ class Guest(NamedTuple):
         """/proc/vmcore, if the spec wants one."""
         return self.folder / "vmcore"
 
-    @property
-    def stats(self) -> dict[str, int]:
-        """The files of /dev/oprofile/stats, by path, at the time of the dumps."""
-        said: dict[str, int] = json.loads((self.folder / "stats").read_text())
+    def stats(self, kind: str) -> dict[str, int]:
+        """The files of /dev/oprofile/stats, by path, at the time of a dump.
+
+        :param kind: a key of dumps.KINDS.
+        """
+        path = self.folder / f"stats-{kind}"
+        said: dict[str, int] = json.loads(path.read_text())
         return said
 
     @property
@@ -96,8 +99,8 @@ class Guest(NamedTuple):
 
     @property
     def reads(self) -> list[bytes]:
-        """What read(2) returned: some time before the dumps, after QEMU's, and, if
-        there is a vmcore, just before that."""
+        """What read(2) returned: some time before QEMU's dump and just after it; and,
+        if there is a vmcore, some time before and just before that."""
         return [path.read_bytes() for path in sorted(self.folder.glob("read-*"))]
 
     @property
@@ -194,6 +197,7 @@ def _run(spec: Spec, kernel: Kernel, dest: Path) -> None:
     vmcore = dest / "vmcore" if spec.vmcore else None
     with booted(spec, kernel, vmcore, folder=dest) as vm:
         stats = _starve(vm, spec, dest) if spec.starve else _stop(vm, dest, 0)
+        (dest / "stats-qemu").write_text(json.dumps(stats))
         vm.dump(dest / "qemu.elf")
         if not spec.starve:
             read(vm, dest, 1)
@@ -201,10 +205,11 @@ def _run(spec: Spec, kernel: Kernel, dest: Path) -> None:
             if not spec.starve:
                 vm.run("echo 1 > /dev/oprofile/enable; oprofile work kernel 500")
                 stats = _stop(vm, dest, 2)
+                read(vm, dest, 3)
+            (dest / "stats-vmcore").write_text(json.dumps(stats))
             # Starved, it takes no commands.
             vm.qmp("inject-nmi")
             dumps.captured(vm, vmcore)
-    (dest / "stats").write_text(json.dumps(stats))
     dumps.dig_holes(path for path in (dest / "qemu.elf", vmcore) if path)
 
 
@@ -222,7 +227,8 @@ def _starve(vm: qemu.VM, spec: Spec, dest: Path) -> dict[str, int]:
 def _stop(vm: qemu.VM, dest: Path, number: int) -> dict[str, int]:
     """Stop sampling after something has been read, and let the samples go."""
     read(vm, dest, number)
-    vm.run("oprofile work user 300")
+    # A module more: the buffer says that there is one.
+    vm.run("modprobe -r loop; modprobe loop; oprofile work user 300")
     vm.run("echo 0 > /dev/oprofile/enable; sleep 0.5")
     said = vm.run("cd /dev/oprofile/stats; find . -type f | xargs grep . /dev/null")
     rows = re.findall(r"(?m)^\./(\S+):(\d+)$", said.text)

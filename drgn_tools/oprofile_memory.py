@@ -45,6 +45,7 @@ from drgn_tools.oprofile_records import (
     Sample,
     decode_samples,
 )
+from drgn_tools.printing import one_line
 from drgn_tools.ring_buffer import for_each_ring_buffer_event
 from drgn_tools.symbols import ElfFile
 
@@ -63,8 +64,12 @@ _PID_MAX = 1 << 22
 
 _PF_EXITING = 4
 
-# What drgn raises for what is not there, or not as it should be.
-_NOT_THERE = (LookupError, FaultError, ValueError, AttributeError, TypeError)
+# What drgn raises for what is not there, or not as it should be; OverflowError for
+# addresses that none can be.
+_NOT_THERE = (
+    *(LookupError, FaultError, ValueError),
+    *(AttributeError, TypeError, OverflowError),
+)
 
 
 class OprofileError(DumpError):
@@ -187,9 +192,11 @@ def _ring_records(
 ) -> Iterator[Record]:
     def events(ring: Object, **options: bool) -> Iterator[Record]:
         try:
-            yield from for_each_ring_buffer_event(ring, cpu, note=note, **options)
-        except (LookupError, ValueError, FaultError) as error:
-            note(f"CPU {cpu}: {error}")
+            # NULL for a CPU that was never there.
+            if ring.buffers[cpu]:
+                yield from for_each_ring_buffer_event(ring, cpu, note=note, **options)
+        except _NOT_THERE as error:
+            note(f"CPU {cpu}: {one_line(error)}")
 
     if len(rings) == 1:
         return events(rings[0], read=read, uncommitted=uncommitted)
@@ -227,7 +234,7 @@ def _array_records(
             count = min(step, end - at)
             try:
                 raw = prog.read(start + at * width, count * width)
-            except FaultError:
+            except (FaultError, OverflowError):
                 note(f"CPU {cpu}: records from {at} on are not in this dump")
                 return
             for i in range(0, len(raw), width):
@@ -400,7 +407,7 @@ def read_event_buffer(prog: Program, note: Note) -> EventBuffer:
         count = min(step - (start + len(raw)) % step, total - len(raw))
         try:
             raw += prog.read(start + len(raw), count)
-        except FaultError:
+        except (FaultError, OverflowError):
             if len(raw) < position * fmt.word:
                 have = len(raw) // fmt.word
                 note(f"the event buffer is not in this dump from word {have} on")

@@ -192,6 +192,7 @@ class OprofileKernel(FakeKernel):
         super().__init__("5.10")
         self.era = ERAS[era]
         self.types = dict(self.era.types)
+        self.made: dict[str, Type] = {}
         if xen:
             name = "struct oprofile_cpu_buffer"
             self.types[name] = tuple(
@@ -235,6 +236,11 @@ class OprofileKernel(FakeKernel):
         return super()._type(kind)
 
     def _struct(self, kind: str) -> Type:
+        if kind not in self.made:
+            self.made[kind] = self._make_struct(kind)
+        return self.made[kind]
+
+    def _make_struct(self, kind: str) -> Type:
         size, members, _ = self.layout(kind)
 
         def later(sub: str) -> Callable[[], Type]:

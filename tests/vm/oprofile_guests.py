@@ -39,7 +39,7 @@ class Spec(NamedTuple):
 
     name: str
     starve: int = 0
-    """Milliseconds of starving; 0 for one that reads."""
+    """Samples of each CPU while starving; 0 for one that reads."""
     buffer: int = 8192
     """Entries of each CPU's buffer (cpu_buffer_size)."""
     depth: int = 0
@@ -55,10 +55,10 @@ class Spec(NamedTuple):
 
 
 MATRIX = (
-    Spec("starved", starve=4000, kaslr=True, vmcore=True),
+    Spec("starved", starve=1000, kaslr=True, vmcore=True),
     # Of which there is room for 3 pages and the reader's.
-    Spec("overflow", starve=6000, buffer=512),
-    Spec("callgraph", starve=3000, depth=8),
+    Spec("overflow", starve=1500, buffer=512),
+    Spec("callgraph", starve=500, depth=8),
     Spec("read", kaslr=True, vmcore=True),
     Spec("read-callgraph", depth=8),
 )

@@ -4,9 +4,10 @@
  *	oprofile hold			open the buffer, and keep it open; at SIGUSR1,
  *					read(2) it to /run/read-0, /run/read-1, ...
  *	oprofile work NAME MS		be busy in one way, see works[]
- *	oprofile starve MS		be busy in all ways on all CPUs, at a priority
- *					that lets no kernel worker run; after MS stop
- *					the sampling, tell the console, and go on
+ *	oprofile starve N		be busy in all ways on all CPUs, at a priority
+ *					that lets no kernel worker run; when each CPU
+ *					has N more samples, stop the sampling, tell
+ *					the console, and go on
  *
  * Nothing empties the buffers of a CPU but a worker, and tasks that exit there.
  */
@@ -300,12 +301,29 @@ static void begin(const char *name, int cpu)
 	tell(line);
 }
 
-static void starve(long ms)
+/* The least that a CPU has been sampled. */
+static long received(int cpus)
+{
+	long least = 0;
+
+	for (int cpu = 0; cpu < cpus; cpu++) {
+		char path[64];
+		long here;
+
+		snprintf(path, sizeof(path), ROOT "stats/cpu%d/sample_received", cpu);
+		here = number_in(path);
+		if (!cpu || here < least)
+			least = here;
+	}
+	return least;
+}
+
+static void starve(long samples)
 {
 	int cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	struct sched_param most = { .sched_priority = 99 };
 	int enable = open(ROOT "enable", O_WRONLY);
-	long end;
+	long enough;
 
 	console = open("/dev/kmsg", O_WRONLY);
 	signal(SIGCHLD, SIG_IGN);
@@ -313,6 +331,7 @@ static void starve(long ms)
 	pin(0);
 	if (sched_setscheduler(0, SCHED_FIFO, &most))
 		die("sched_setscheduler");
+	enough = received(cpus) + samples;
 	for (int cpu = cpus - 1; cpu >= 0; cpu--) {
 		for (unsigned int i = 0; i < WORKS; i++) {
 			if (fork())
@@ -327,7 +346,7 @@ static void starve(long ms)
 	if (!fork()) {
 		/* Leaves samples on the last CPU, and exits on the first. */
 		begin("exited", cpus - 1);
-		for (int i = 0; i < 3; i++) {
+		for (int i = 0; i < 5; i++) {
 			work(0, 40);
 			sched_yield();
 		}
@@ -335,8 +354,7 @@ static void starve(long ms)
 		_exit(0);
 	}
 	call("director");
-	end = now_ms() + ms;
-	while (now_ms() < end)
+	while (received(cpus) < enough)
 		sched_yield();
 	if (write(enable, "0", 1) != 1)
 		die("enable");

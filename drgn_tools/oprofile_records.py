@@ -197,10 +197,7 @@ def _by_flags(records: Iterable[Record], fmt: Format, note: Note) -> Iterator[Sa
                     why = _LATER
                 yield new(
                     Sample,
-                    (
-                        *(cpu, time, state, mode, task),
-                        *(eip, event, (), "sample", (), why),
-                    ),
+                    (cpu, time, state, mode, task, eip, event, (), "sample", (), why),
                 )
             continue
         done = context.close()

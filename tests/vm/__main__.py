@@ -9,7 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from . import bench, cache, dumps, guest, kernels, live_drgn, peers, pstore_guests, qemu
+from . import (
+    bench,
+    cache,
+    dumps,
+    guest,
+    kernels,
+    live_drgn,
+    oprofile_guests,
+    peers,
+    pstore_guests,
+    qemu,
+)
 from .bench import BenchError
 
 
@@ -32,6 +43,9 @@ def _list(args: argparse.Namespace) -> int:
     for region in pstore_guests.MATRIX:
         have = pstore_guests.cached(region)
         line("pstore", region.name, have, str(have or ""))
+    for profiled in oprofile_guests.MATRIX:
+        have = oprofile_guests.cached(profiled)
+        line("oprof", profiled.name, have, str(have or ""))
     root = cache.root()
     print(f"in all  {root!s:34} {cache.size(root) / 1e6:6.0f} MB")
     return 0
@@ -109,6 +123,12 @@ def _pstore(args: argparse.Namespace) -> int:
     return 0
 
 
+def _oprofile(args: argparse.Namespace) -> int:
+    for left in oprofile_guests.matrix():
+        print(left.folder)
+    return 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     # Its drgn is not needed for anything else here.
     from . import demo
@@ -162,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument("--jobs", type=int, default=2, help="boots at once")
     regions = add("pstore", _pstore, "ramoops regions, and what kernels made of them")
     regions.add_argument("--jobs", type=int, default=2, help="boots at once")
+    add("oprofile", _oprofile, "guests that oprofile takes samples of")
     add("demo", _demo, "crash a kernel, extract its dump, and open it with drgn")
     return parser
 

@@ -26,8 +26,9 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Callers of a function are found by frame pointers. */
+/* Callers of a function are found by frame pointers, from its start on. */
 #pragma GCC optimize("no-omit-frame-pointer", "no-optimize-sibling-calls")
+#pragma GCC optimize("no-shrink-wrap")
 
 #define ROOT "/dev/oprofile/"
 
@@ -324,6 +325,7 @@ static void starve(long samples)
 	struct sched_param most = { .sched_priority = 99 };
 	int enable = open(ROOT "enable", O_WRONLY);
 	long enough;
+	pid_t exiting;
 
 	console = open("/dev/kmsg", O_WRONLY);
 	signal(SIGCHLD, SIG_IGN);
@@ -343,10 +345,11 @@ static void starve(long samples)
 			}
 		}
 	}
-	if (!fork()) {
+	exiting = fork();
+	if (!exiting) {
 		/* Leaves samples on the last CPU, and exits on the first. */
 		begin("exited", cpus - 1);
-		for (int i = 0; i < 5; i++) {
+		for (int i = 0; i < 3; i++) {
 			work(0, 40);
 			sched_yield();
 		}
@@ -354,7 +357,7 @@ static void starve(long samples)
 		_exit(0);
 	}
 	call("director");
-	while (received(cpus) < enough)
+	while (received(cpus) < enough || !kill(exiting, 0))
 		sched_yield();
 	if (write(enable, "0", 1) != 1)
 		die("enable");

@@ -7,6 +7,7 @@ import collections
 import functools
 import io
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -484,6 +485,36 @@ def test_command_json(commanded: Case, sysroot: str) -> None:
         said["stats"]["stats"]["cpu0/sample_received"]
         == (commanded.stats["cpu0/sample_received"])
     )
+
+
+def test_names_in_drgn(commanded: Case) -> None:
+    """In drgn -e, and as commands."""
+    kernel = commanded.guest.kernel
+    code = (
+        "oprofile_report(by='mode')\n"
+        "from drgn.commands import run_command\n"
+        "run_command(prog, 'oprofile_report --by mode --source all')\n"
+        "run_command(prog, 'oprofile_stats')\n"
+        "run_command(prog, 'oprofile_samples --cpu 1 --read')\n"
+        "run_command(prog, 'oprofile_callgraph --folded')\n"
+        "run_command(prog, 'oprofile_event_buffer --read')\n"
+    )
+    argv = [sys.executable, "-m", "drgn", "-q", "-c", commanded.path, "-e", code]
+    for file in (kernel.vmlinux, kernel.module_debug("oprofile")):
+        argv += ["-s", file]
+    done = subprocess.run(
+        list(map(str, argv)),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "DRGN_PLUGINS": "drgn_tools=drgn_tools._plugin"},
+    )
+    assert done.returncode == 0, done.stderr
+    report = io.StringIO()
+    oprofile.oprofile_report(commanded.prog, by="mode", file=report)
+    assert done.stdout.startswith(2 * report.getvalue() + "cpu_type timer\n")
+    events = io.StringIO()
+    oprofile.oprofile_event_buffer(commanded.prog, read=True, file=events)
+    assert done.stdout.endswith(events.getvalue())
 
 
 def test_without_symbols_it_says_so(folder: Path) -> None:

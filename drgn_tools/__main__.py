@@ -15,6 +15,7 @@ from drgn_tools.start import complain, start
 _COMMANDS = {
     "dmesg": "drgn_tools.capture_commands",
     "extract": "drgn_tools.capture_commands",
+    "ftrace": "drgn_tools.ftrace_commands",
     "info": "drgn_tools.capture_commands",
     "oprofile": "drgn_tools.oprofile_commands",
     "pstore": "drgn_tools.pstore_commands",

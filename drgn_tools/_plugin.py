@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
 
 # The modules whose ``__all__`` becomes names of drgn.helpers.linux.
-_HELPERS = ("drgn_tools.oprofile", "drgn_tools.pstore")
+_HELPERS = ("drgn_tools.ftrace", "drgn_tools.oprofile", "drgn_tools.pstore")
 
 
 def _is_linux_kernel(prog: Program) -> bool:
@@ -82,6 +82,17 @@ def _register_commands() -> None:
     )
     # Helper, what it does, its arguments. The module is named as its helpers begin.
     table: tuple[tuple[str, str, tuple[argument, ...]], ...] = (
+        (
+            "ftrace_dump",
+            "print the trace buffers",
+            (
+                argument(
+                    "--instance",
+                    help="of this instance only; '' for the kernel's own buffer",
+                ),
+                cpu,
+            ),
+        ),
         ("oprofile_stats", "print oprofile's counters", ()),
         (
             "oprofile_report",

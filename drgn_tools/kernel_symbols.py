@@ -15,7 +15,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from drgn import (
@@ -187,6 +187,14 @@ class KernelSymbols:
                 if begin <= address < end:
                     return table.find(address, name)
         return found
+
+    def all(self) -> Iterator[tuple[int, str, str]]:
+        """Address, name and module of each symbol, the kernel's own first."""
+        for address, name in zip(self._kernel.addresses, self._kernel.names):
+            yield address, name, ""
+        for _, _, module, table in self._module_tables():
+            for address, name in zip(table.addresses, table.names):
+                yield address, name, module
 
     @property
     def functions(self) -> list[int]:

@@ -21,7 +21,7 @@ from typing import Any, Callable, NamedTuple
 from drgn import FaultError, Object, PlatformFlags, Program, Type, TypeKind
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 
-__all__ = ("for_each_ring_buffer_event", "ring_buffer_stats")
+__all__ = ("for_each_ring_buffer_event", "ring_buffer_cpus", "ring_buffer_stats")
 
 Note = Callable[[str], object]
 """Told what could not be read, one line each."""
@@ -34,6 +34,8 @@ _INDEX_MASK = 0xFFFFF
 _MISSED_EVENTS = 1 << 31
 _HEAD, _UPDATE = 1, 2
 _FLAGS = _HEAD | _UPDATE
+# What is before the first address is the last.
+_ADDRESSES = (1 << 64) - 1
 
 
 class RingEvent(NamedTuple):
@@ -174,9 +176,11 @@ def _layout(prog: Program) -> _Layout:
     return found
 
 
-def _number(obj: Object, *names: str) -> int:
-    # Of the first of these members that there is: an integer, a pointer, or one of
-    # the kernel's structs around an integer (local_t, atomic_t, ...). 0 without.
+def number(obj: Object, *names: str) -> int:
+    """
+    Return the first of these members that there is, 0 if there is none: an integer,
+    a pointer, or one of the kernel's structs around an integer (``local_t``, ...).
+    """
     for name in names:
         try:
             value: Any = obj.member_(name).value_()
@@ -202,7 +206,7 @@ class _Page(NamedTuple):
 
 
 def _read_page(prog: Program, layout: _Layout, address: int) -> _Page:
-    raw = prog.read(address, layout.size)
+    raw = prog.read(address & _ADDRESSES, layout.size)
     order, word = layout.order, layout.word
     code = "Q" if word == 8 else "I"
 
@@ -244,21 +248,27 @@ def _no_note(text: str) -> None:
 def _cpu_buffers(buffer: Object) -> Iterator[tuple[int, Object]]:
     prog = buffer.prog_
     buffers = buffer.buffers
-    try:
-        cpus = list(for_each_possible_cpu(prog))
-    except LookupError:
-        cpus = list(range(buffers.type_.length or 0))
-    for cpu in cpus:
+    for cpu in for_each_possible_cpu(prog):
         pointer = buffers[cpu]
         # NULL for a CPU that was never there.
         if pointer.value_():
             yield cpu, pointer
 
 
+def ring_buffer_cpus(buffer: Object) -> list[int]:
+    """
+    Return the CPUs that have a buffer.
+
+    :param buffer: ``struct trace_buffer *`` (``struct ring_buffer *`` before 5.6)
+    :raises FaultError: if it is not in this dump.
+    """
+    return [cpu for cpu, _ in _cpu_buffers(buffer)]
+
+
 def _order(buffer: Object) -> int:
     # Since "ring-buffer: Add interface for configuring trace sub buffer size"
     # (in v6.8).
-    order = _number(buffer, "subbuf_order")
+    order = number(buffer, "subbuf_order")
     if not 0 <= order <= _MAX_ORDER:
         raise ValueError(f"the buffer's sub-buffer order, {order}, cannot be")
     return order
@@ -266,12 +276,12 @@ def _order(buffer: Object) -> int:
 
 def _stats(cpu: int, cpu_buffer: Object, capacity: int) -> RingBufferStats:
     entries, overrun, read = (
-        _number(cpu_buffer, name) for name in ("entries", "overrun", "read")
+        number(cpu_buffer, name) for name in ("entries", "overrun", "read")
     )
     # In struct ring_buffer until 3.5.
-    nr_pages = _number(cpu_buffer, "nr_pages")
+    nr_pages = number(cpu_buffer, "nr_pages")
     if not cpu_buffer.type_.has_member("nr_pages"):
-        nr_pages = _number(cpu_buffer.buffer[0], "pages")
+        nr_pages = number(cpu_buffer.buffer[0], "pages")
     return RingBufferStats(
         cpu,
         nr_pages,
@@ -280,13 +290,13 @@ def _stats(cpu: int, cpu_buffer: Object, capacity: int) -> RingBufferStats:
         overrun,
         read,
         # nmi_dropped in 2.6.30.
-        _number(cpu_buffer, "commit_overrun"),
+        number(cpu_buffer, "commit_overrun"),
         # Since 3.8.
-        _number(cpu_buffer, "dropped_events", "nmi_dropped"),
-        _number(cpu_buffer, "entries_bytes"),
-        _number(cpu_buffer, "read_bytes"),
-        _number(cpu_buffer, "lost_events"),
-        _number(cpu_buffer, "committing"),
+        number(cpu_buffer, "dropped_events", "nmi_dropped"),
+        number(cpu_buffer, "entries_bytes"),
+        number(cpu_buffer, "read_bytes"),
+        number(cpu_buffer, "lost_events"),
+        number(cpu_buffer, "committing"),
         entries - overrun - read,
     )
 
@@ -343,17 +353,21 @@ def _walk(
     return pages
 
 
+def _number_of(pages: list[_Page], address: int) -> int | None:
+    return next((i for i, page in enumerate(pages) if page.address == address), None)
+
+
 def _ring_pages(
     prog: Program, layout: _Layout, cpu_buffer: Object, limit: int, note: Note
 ) -> list[_Page]:
     # The pages of the ring from the head on.
-    head = _number(cpu_buffer, "head_page")
+    head, reader = (number(cpu_buffer, name) for name in ("head_page", "reader_page"))
     if layout.headed:
         # The list has a head, which is no page; head_page is never wrong.
         anchor = cpu_buffer.member_("pages").address_ or 0
         pages: list[_Page] = []
         seen = {anchor}
-        address = _number(cpu_buffer.member_("pages"), "next")
+        address = number(cpu_buffer.member_("pages"), "next")
         while address not in seen and len(pages) <= limit:
             seen.add(address)
             try:
@@ -366,10 +380,10 @@ def _ring_pages(
         for i, page in enumerate(pages):
             if page.address == head:
                 return pages[i:] + pages[:i]
-        if pages:
+        if pages and _number_of(pages, reader) is None:
             note("its head page is not in its list of pages")
         return pages
-    start = _number(cpu_buffer, "pages") & ~_FLAGS
+    start = number(cpu_buffer, "pages") & ~_FLAGS
     if not start:
         return []
     walked = _walk(prog, layout, start, limit, note)
@@ -399,10 +413,10 @@ def _ring(
     stats = _stats(cpu, loaded, capacity)
     limit = min(max(stats.nr_pages, 0) + 1, _MAX_PAGES)
     reader, commit, tail, head = (
-        _number(loaded, name)
+        number(loaded, name)
         for name in ("reader_page", "commit_page", "tail_page", "head_page")
     )
-    # The embedded list's head is known by its address.
+    # The list's own head, where it has one, is known by its address.
     pages = _ring_pages(
         prog, layout, cpu_buffer if layout.headed else loaded, limit, note
     )
@@ -414,11 +428,12 @@ def _ring(
             unread.append(_read_page(prog, layout, reader))
         except FaultError:
             note(f"its reader page at {reader:#x} is not there")
-    if reader in in_ring:
-        # A reader was stopped after it had put its page into the ring, before it
-        # took out the one it had got for it.
+    place = _number_of(pages, reader)
+    if place is not None:
+        # A reader was stopped after it had put its page into the ring in place of
+        # the head, before that became its page.
         note("a reader was about to take a page")
-        pages = [page for page in pages if page.address != reader]
+        pages = pages[place + 1 :] + pages[:place]
         if head and head not in in_ring:
             try:
                 unread.append(_read_page(prog, layout, head))
@@ -557,7 +572,7 @@ def _page_events(
             # in buffers that outlive the kernel.
             missed = "events are missing before it"
     commit &= _INDEX_MASK
-    if not commit and page.write and not raw.count(0) < size:
+    if (commit or page.write) and raw.count(0) == size:
         # Excluded pages of an ELF dump read as zeros.
         note(f"its page at {page.page:#x} is not in this dump: it is all zero")
         return [], 0

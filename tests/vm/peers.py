@@ -1,4 +1,4 @@
-"""Other tools to compare with: makedumpfile and crash, old and new.
+"""Other tools to compare with: makedumpfile and crash, old and new, and trace-cmd.
 
 Each is unpacked into the cache with the libraries it needs and runs through its own
 dynamic loader, so that a tool of Debian's newest suite runs on any host.
@@ -30,6 +30,7 @@ PEERS = {
     "makedumpfile-sid": Peer("makedumpfile", "sid"),
     "crash-8.0.2": Peer("crash", "bookworm"),
     "crash-sid": Peer("crash", "sid"),
+    "trace-cmd": Peer("trace-cmd", "bookworm"),
 }
 
 
@@ -78,7 +79,8 @@ def _fetch(name: str, say: Say) -> Path:
         command = [str(work / loader), "--library-path", str(work / "lib")]
         program = str(work / "bin" / peer.package)
         tried = subprocess.run([*command, program, "--version"], capture_output=True)
-        if tried.returncode not in (0, 1):
+        # trace-cmd knows no --version, says how it is used and exits with 255.
+        if tried.returncode not in (0, 1, 255):
             raise BenchError(bench.failure(name, tried.stderr, tried.returncode))
         return {"version": found[0].version, "loader": loader, "sha256": sums}
 

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Trace buffers in dumps, against the guests' own trace files."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import drgn
+import pytest
+
+from drgn_tools.ftrace import (
+    for_each_ftrace_buffer,
+    for_each_ftrace_event,
+    ftrace_dump,
+    ftrace_export,
+)
+from drgn_tools.ftrace_memory import TraceEvents
+from drgn_tools.trace_dat import event_format
+
+from . import ftrace_guests, kernels, live_drgn, peers, qemu
+from .ftrace_guests import KERNELS, Guest
+
+KINDS = ("qemu", "vmcore", "d31")
+
+CASES = [(kernel, kind) for kernel in KERNELS for kind in KINDS]
+
+
+@functools.cache
+def guest(kernel: str) -> Guest:
+    return ftrace_guests.get(kernel)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ftrace")
+
+
+def dump(kernel: str, kind: str, folder: Path) -> Path:
+    """Return a dump; that without what is no kernel's is made here."""
+    if kind != "d31":
+        return guest(kernel).dump(kind)
+    path = folder / f"{kernel}.kdump"
+    if not path.exists():
+        vmcore = guest(kernel).dump("vmcore")
+        argv = [sys.executable, "-m", "drgn_tools", "extract", "-d", "31", "-l"]
+        subprocess.run([*argv, vmcore, path], check=True, capture_output=True)
+    return path
+
+
+@functools.cache
+def opened(path: Path, kernel: str) -> drgn.Program:
+    prog = drgn.Program()
+    prog.set_core_dump(path)
+    with contextlib.suppress(drgn.MissingDebugInfoError):
+        prog.load_debug_info(guest(kernel).kernel.debug_files())
+    return prog
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest, folder: Path) -> tuple[Guest, drgn.Program]:
+    kernel, kind = request.param
+    return guest(kernel), opened(dump(kernel, kind, folder), kernel)
+
+
+def printed(prog: drgn.Program, instance: str | None) -> str:
+    out = io.StringIO()
+    ftrace_dump(prog, instance, file=out)
+    return out.getvalue()
+
+
+# --- as the trace file
+
+
+def test_it_is_the_trace_file(
+    case: tuple[Guest, drgn.Program], capsys: pytest.CaptureFixture[str]
+) -> None:
+    guest, prog = case
+    for instance in guest.instances:
+        assert (
+            printed(prog, instance).splitlines() == guest.trace(instance).splitlines()
+        )
+    # Nothing was missing, torn or not understood.
+    assert capsys.readouterr().err == ""
+
+
+def test_all_buffers_are_printed(case: tuple[Guest, drgn.Program]) -> None:
+    guest, prog = case
+    first, *others = printed(prog, None).split("\n== instance ")
+    assert first == guest.trace("")
+    found = dict(other.split("\n", 1) for other in others)
+    assert sorted(found) == [name for name in guest.instances if name]
+    for name, text in found.items():
+        assert text == guest.trace(name)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_guests_did_what_they_should(kernel: str) -> None:
+    """So that what is compared covers what it should."""
+    trace = {name: guest(kernel).trace(name) for name in guest(kernel).instances}
+    own = trace[""]
+    for expected in (
+        r": vfs_read <-ksys_read",
+        r": sched_switch: prev_comm=",
+        r": sys_openat\(dfd: ",
+        r": sys_openat -> 0x",
+        r": tracing_mark_write: round 1 of 6",
+        r"# 1 buf: 72 61 77",
+        r": probe: \(do_sys_openat2\+0x0/0x[0-9a-f]+\) dfd=-100 name=\"/proc/self/",
+        r": returned: \(.* <- do_sys_openat2\) ret=3",
+        r": array: \(vfs_read\+0x[04]/0x[0-9a-f]+\) bytes=\{0x",
+        r"<stack trace>\n => ",
+    ):
+        assert re.search(expected, own), expected
+    assert re.search(r"CPU \d buffer started", trace["wrapped"])
+    entries = r"entries-in-buffer/entries-written: (\d+)/(\d+)"
+    match = re.search(entries, trace["wrapped"])
+    assert match
+    assert int(match[1]) < int(match[2])
+    assert re.search(r"\+0x[0-9a-f]+/0x[0-9a-f]+ <[0-9a-f]{16}> <-", trace["options"])
+    # Time stamp counters, not seconds.
+    assert re.search(r"\] \S{4,5} +\d{7,}: ", trace["clock"])
+    assert ("persistent" in trace) == ("large" in trace) == (kernel in ("6.12", "7.2"))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_some_was_read(kernel: str, folder: Path) -> None:
+    """What trace_pipe took is still there, and comes only when asked for."""
+    prog = opened(dump(kernel, "qemu", folder), kernel)
+    (buffer,) = (b for b in for_each_ftrace_buffer(prog) if b.instance == "read")
+    events = list(for_each_ftrace_event(prog, "read", read=True))
+    states = collections.Counter(event.state for event in events)
+    assert states["unread"] == buffer.unread > 0
+    # Each that was read is in a page that nobody has written to since.
+    assert states["read"] >= min(buffer.read, 40) > 0
+    before = [event for event in events if event.state == "read" and event.name]
+    assert before
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_formats_are_those_of_tracefs(kernel: str, folder: Path) -> None:
+    events = TraceEvents(opened(dump(kernel, "qemu", folder), kernel))
+    formats = guest(kernel).formats
+    assert len(formats) > 50
+    for name, text in formats.items():
+        match = re.search(r"^ID: (\d+)$", text, re.MULTILINE)
+        assert match
+        event = events.get(int(match[1]))
+        assert event
+        assert f"{event.system}/{event.name}" == name
+        assert event_format(event, events.common) == text
+
+
+# --- trace.dat
+
+LINE = re.compile(
+    r" *(?:(?P<instance>\w+): )? *(?P<task>\S.*-\d+) +\[(?P<cpu>\d+)\] "
+    r"(?:\S{4,5} )? *(?P<time>[\d.]+): (?P<what>.*)"
+)
+
+
+def events_of(text: str) -> list[tuple[str, str, str, str]]:
+    """Task, CPU, time and event of each line of a trace file."""
+    found = []
+    for line in text.splitlines():
+        match = LINE.match(line)
+        if match:
+            task = match["task"].replace(" ", "")
+            name = name_of(match["what"])
+            found.append((task, match["cpu"], match["time"], name))
+    return found
+
+
+def name_of(what: str) -> str:
+    """What trace-cmd calls the event of a trace file's line."""
+    for pattern, name in (
+        (r"sys_(\w+)\(", "sys_enter_"),
+        (r"sys_(\w+) -> ", "sys_exit_"),
+    ):
+        match = re.match(pattern, what)
+        if match:
+            return name + match[1]
+    for start, name in (("tracing_mark_write", "print"), ("# ", "raw_data")):
+        if what.startswith(start):
+            return name
+    if "<stack trace>" in what:
+        return "kernel_stack"
+    if " <-" in what and ": " not in what:
+        return "function"
+    return what.partition(":")[0]
+
+
+def report(path: Path) -> dict[str, list[tuple[str, str, str, str]]]:
+    """What trace-cmd shows, by instance."""
+    argv = [*peers.argv("trace-cmd"), "report", "-i", str(path)]
+    done = subprocess.run(argv, capture_output=True, check=True)
+    found: dict[str, list[tuple[str, str, str, str]]] = collections.defaultdict(list)
+    for line in done.stdout.decode(errors="backslashreplace").splitlines():
+        match = LINE.match(line)
+        if match:
+            name = match["what"].partition(":")[0]
+            task = match["task"].replace(" ", "")
+            found[match["instance"] or ""].append(
+                (task, match["cpu"], match["time"], name)
+            )
+    return found
+
+
+# Without a task, or with another clock than the file's.
+OTHERWISE = ("plain", "options", "clock")
+
+
+def test_trace_cmd_shows_the_same(
+    case: tuple[Guest, drgn.Program], tmp_path: Path
+) -> None:
+    guest, prog = case
+    path = tmp_path / "trace.dat"
+    ftrace_export(prog, str(path))
+    shown = report(path)
+    for instance in guest.instances:
+        expected = events_of(guest.trace(instance))
+        if instance not in OTHERWISE:
+            assert sorted(shown[instance]) == sorted(expected)
+            assert len(expected) > 50
+        else:
+            count = sum(1 for _ in for_each_ftrace_event(prog, instance))
+            assert len(shown[instance]) == count > 50
+
+
+# --- the command
+
+
+@pytest.mark.parametrize("kernel", KERNELS[-1:])
+def test_the_command(kernel: str, folder: Path) -> None:
+    path = dump(kernel, "qemu", folder)
+    argv = [sys.executable, "-m", "drgn_tools", "ftrace", str(path)]
+    argv += ["--symbols", str(guest(kernel).kernel.vmlinux)]
+    done = subprocess.run([*argv, "--instance", ""], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == guest(kernel).trace("")
+    done = subprocess.run([*argv, "--instance", "none"], capture_output=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"drgn-tools: there is no instance none; there are ")
+    out = folder / "command.dat"
+    subprocess.run([*argv, "-o", str(out)], check=True)
+    assert report(out)
+    done = subprocess.run([*argv, "-o", str(out)], capture_output=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith(b"exists (-f replaces it)\n")
+
+
+@pytest.mark.parametrize("kernel", KERNELS[-1:])
+def test_one_cpu(kernel: str, folder: Path) -> None:
+    prog = opened(dump(kernel, "qemu", folder), kernel)
+    out = io.StringIO()
+    ftrace_dump(prog, "", 1, file=out)
+    lines = guest(kernel).trace("").splitlines()
+    shown = [line for line in out.getvalue().splitlines() if LINE.match(line)]
+    assert shown == [line for line in lines if LINE.match(line) and " [001] " in line]
+
+
+# --- live
+
+_SEEN = """
+import sys
+from drgn_tools.ftrace import ftrace_dump
+ftrace_dump(prog, file=sys.stdout)
+"""
+
+
+def test_live_is_the_trace_file_and_stays(tmp_path: Path) -> None:
+    kernel = kernels.get(live_drgn.KERNEL)
+    with qemu.booted(
+        kernel,
+        smp=2,
+        disks=[qemu.Disk(live_drgn.image(kernel), "live")],
+        files={**live_drgn.files(), **ftrace_guests.FILES},
+        memory_mib=live_drgn.MEMORY_MIB,
+        append=ftrace_guests.cmdline(kernel.name),
+        folder=tmp_path,
+    ) as vm:
+        shown = ftrace_guests.trace(vm)
+        live_drgn.mount(vm)
+        done = live_drgn.run(vm, _SEEN)
+        again = ftrace_guests.read(vm)
+    assert done.status == 0, done.stderr.decode()
+    first, *others = done.stdout.decode().split("\n== instance ")
+    found = {"": first, **dict(other.split("\n", 1) for other in others)}
+    assert found == {name: text.decode() for name, text in shown.items()}
+    assert again == shown

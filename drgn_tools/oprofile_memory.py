@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import Iterator
 from itertools import chain, islice
-from typing import Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
 from drgn import (
     Architecture,
@@ -46,7 +46,7 @@ from drgn_tools.oprofile_records import (
     decode_samples,
 )
 from drgn_tools.printing import one_line
-from drgn_tools.ring_buffer import for_each_ring_buffer_event
+from drgn_tools.ring_buffer import for_each_ring_buffer_event, number
 from drgn_tools.symbols import ElfFile
 
 Note = Callable[[str], object]
@@ -133,16 +133,8 @@ def _integer(prog: Program, names: tuple[str, ...], filename: str) -> int | None
     for name in names:
         variable = _variable(prog, name, filename)
         if variable is not None:
-            return _number(variable)
+            return int(variable.value_())
     return None
-
-
-def _number(obj: Object) -> int:
-    value: Any = obj.value_()
-    # atomic_t and the like.
-    while isinstance(value, dict) and value:
-        value = next(iter(value.values()))
-    return value if isinstance(value, int) else 0
 
 
 # --- the CPUs' buffers
@@ -272,13 +264,13 @@ def read_samples(
     if rings is not None and not all(rings):
         raise OprofileError("nobody has opened oprofile's buffer: there are no samples")
     streams = []
-    for number, buffer in cpu_buffers(prog):
-        if cpu not in (None, number):
+    for owner, buffer in cpu_buffers(prog):
+        if cpu not in (None, owner):
             continue
         if rings is None:
-            records = _array_records(prog, number, buffer.read_(), fmt, read, note)
+            records = _array_records(prog, owner, buffer.read_(), fmt, read, note)
         else:
-            records = _ring_records(rings, number, read, uncommitted, note)
+            records = _ring_records(rings, owner, read, uncommitted, note)
         streams.append(decode_samples(records, fmt, note))
     if not streams and cpu is not None:
         raise OprofileError(f"oprofile has no CPU {cpu}")
@@ -341,7 +333,7 @@ def read_stats(prog: Program) -> OprofileStats:
     if stats is not None:
         for member in stats.type_.members or ():
             if member.name:
-                counters[member.name] = _number(stats.member_(member.name))
+                counters[member.name] = number(stats, member.name)
     ops = _variable(prog, "oprofile_ops", "oprof.c")
     cpu_type = ""
     if ops is not None:
@@ -435,9 +427,9 @@ def read_cookies(prog: Program) -> dict[int, str]:
     if table is None or not size or not table:
         return cookies
     type_ = prog.type("struct dcookie_struct")
-    for number in range(min(size, _MAX_BUCKETS)):
+    for bucket in range(min(size, _MAX_BUCKETS)):
         try:
-            head = table[number].address_of_()
+            head = table[bucket].address_of_()
             node = head.next
             # A bucket may have been overwritten with anything.
             while node != head and len(cookies) < _MAX_COOKIES:

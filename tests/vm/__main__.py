@@ -126,6 +126,7 @@ def _pstore(args: argparse.Namespace) -> int:
 def _oprofile(args: argparse.Namespace) -> int:
     for left in oprofile_guests.matrix():
         print(left.folder)
+    print(live_drgn.image(kernels.get(oprofile_guests.KERNEL)))
     return 0
 
 

@@ -30,9 +30,10 @@ KERNEL = "6.12-bench"
 MEMORY_MIB = 1024
 """What the guest needs."""
 VMLINUX = "/vmlinux"
-_HERE = "/drgn-tools"
+HERE = "/drgn-tools"
 """Where drgn_tools is."""
-_MIB = 700
+_MIB = 550
+"""What the disk takes without vmlinux."""
 _STDLIB_UNUSED = ("test", "idlelib", "tkinter", "ensurepip", "lib2to3", "__pycache__")
 
 # Everything that the decode half may import; what was mapped is told at the end.
@@ -65,15 +66,16 @@ def image(kernel: Kernel, say: Say = bench.say) -> Path:
             _fill(root, kernel)
             disk = work / "disk"
             with disk.open("wb") as file:
-                file.truncate(_MIB << 20)
+                file.truncate(size)
             bench.run(["mkfs.ext4", "-q", "-F", "-d", root, disk])
             shutil.rmtree(root)
         return {"kernel": kernel.name}
 
+    size = (_MIB << 20) + kernel.vmlinux.stat().st_size
     name = f"live/{kernel.name}-{digest[:12]}"
     folder = cache.find(name)
     if folder is None:
-        folder = cache.make(name, build, room=2 * _MIB << 20)
+        folder = cache.make(name, build, room=2 * size)
         dumps.drop_old(folder)
     return folder / "disk"
 
@@ -115,7 +117,7 @@ def _fill(root: Path, kernel: Kernel) -> None:
     copy(interpreter.resolve())
     for loader in Path("/lib64").glob("ld-linux*"):
         copy(loader)
-    for folder in ("proc", "sys", "dev", "tmp", _HERE.lstrip("/")):
+    for folder in ("proc", "sys", "dev", "tmp", HERE.lstrip("/")):
         (root / folder).mkdir(exist_ok=True)
     try:
         os.link(kernel.vmlinux, root / VMLINUX.lstrip("/"))
@@ -127,7 +129,7 @@ def files() -> dict[str, Path]:
     """Return drgn_tools, for the guest's initramfs."""
     package = Path(drgn_tools.__file__).parent
     return {
-        f"{_HERE}/drgn_tools/{path.relative_to(package)}": path
+        f"{HERE}/drgn_tools/{path.relative_to(package)}": path
         for path in package.rglob("*.py")
     }
 
@@ -150,7 +152,7 @@ def run(vm: qemu.VM, code: str, *, seconds: float = 300) -> qemu.Result:
         "import drgn\nprog = drgn.Program()\nprog.set_kernel()\n"
         f"prog.load_debug_info([{VMLINUX!r}])\n"
     )
-    environment = f"PYTHONPATH={_HERE} PYTHONDONTWRITEBYTECODE=1"
+    environment = f"PYTHONPATH={HERE} PYTHONDONTWRITEBYTECODE=1"
     return vm.run(
         f"{environment} chroot /mnt {sys.executable} -",
         stdin=f"{start}exec({code!r})\n".encode(),

@@ -196,7 +196,7 @@ def booted(
 def _run(spec: Spec, kernel: Kernel, dest: Path) -> None:
     vmcore = dest / "vmcore" if spec.vmcore else None
     with booted(spec, kernel, vmcore, folder=dest) as vm:
-        stats = _starve(vm, spec, dest) if spec.starve else _stop(vm, dest, 0)
+        stats = _starve(vm, spec, dest) if spec.starve else stop(vm, dest, 0)
         (dest / "stats-qemu").write_text(json.dumps(stats))
         vm.dump(dest / "qemu.elf")
         if not spec.starve:
@@ -204,7 +204,7 @@ def _run(spec: Spec, kernel: Kernel, dest: Path) -> None:
         if vmcore is not None:
             if not spec.starve:
                 vm.run("echo 1 > /dev/oprofile/enable; oprofile work kernel 500")
-                stats = _stop(vm, dest, 2)
+                stats = stop(vm, dest, 2)
                 read(vm, dest, 3)
             (dest / "stats-vmcore").write_text(json.dumps(stats))
             # Starved, it takes no commands.
@@ -224,8 +224,11 @@ def _starve(vm: qemu.VM, spec: Spec, dest: Path) -> dict[str, int]:
     return {name: int(value) for name, value in stats}
 
 
-def _stop(vm: qemu.VM, dest: Path, number: int) -> dict[str, int]:
-    """Stop sampling after something has been read, and let the samples go."""
+def stop(vm: qemu.VM, dest: Path, number: int) -> dict[str, int]:
+    """Stop sampling after something has been read, and let the samples go.
+
+    :return: the statistics.
+    """
     read(vm, dest, number)
     # A module more: the buffer says that there is one.
     vm.run("modprobe -r loop; modprobe loop; oprofile work user 300")

@@ -32,7 +32,7 @@ from drgn_tools.oprofile_records import (
 )
 from drgn_tools.ring_buffer import ring_buffer_stats
 
-from . import oprofile_guests
+from . import kernels, live_drgn, oprofile_guests, oprofile_seen, qemu
 from .oprofile_guests import MATRIX, Guest, Spec
 
 PROGRAM = "/bin/oprofile"
@@ -526,3 +526,44 @@ def test_without_symbols_it_says_so(folder: Path) -> None:
     done = command(case.path, "--symbols", case.guest.kernel.vmlinux)
     assert (done.returncode, done.stdout) == (1, "")
     assert "oprofile.ko" in done.stderr and done.stderr.count("\n") == 1
+
+
+# --- and on a running kernel, through /proc/kcore
+
+
+def test_live_is_what_read_returns(tmp_path: Path) -> None:
+    """Looking takes nothing away: read(2) returns afterwards what was seen."""
+    spec = next(spec for spec in MATRIX if spec.name == "read")
+    kernel = kernels.get(oprofile_guests.KERNEL)
+    symbols = f"{live_drgn.HERE}/oprofile.ko"
+    ours = {symbols: kernel.module_debug("oprofile")}
+    with oprofile_guests.booted(
+        spec._replace(kaslr=False),
+        kernel,
+        disks=[qemu.Disk(live_drgn.image(kernel), "live")],
+        files={**live_drgn.files(), **ours},
+        memory_mib=live_drgn.MEMORY_MIB,
+        folder=tmp_path,
+    ) as vm:
+        live_drgn.mount(vm)
+        stats = oprofile_guests.stop(vm, tmp_path, 0)
+        source = Path(oprofile_seen.__file__).read_text()
+        code = f"prog.load_debug_info([{symbols!r}])\n{source}"
+        done = live_drgn.run(vm, code, seconds=600)
+        oprofile_guests.read(vm, tmp_path, 1)
+    assert done.status == 0, done.stderr.decode()
+    seen = json.loads(done.stdout)
+    lines = dict(line.split() for line in seen["stats"])
+    assert {name: int(lines[f"stats/{name}"]) for name in stats} == stats
+    read = (tmp_path / "read-1").read_bytes()
+    pieces = list(decode_event_buffer(whole(read), Format()))
+    samples = [p for p in pieces if p.kind == "sample"]
+    assert len(samples) > 50
+    assert [line.split()[:3] for line in seen["pieces"] if " sample " in line] == [
+        [str(p.position), "sample", f"offset={p.values[0]:#x}"] for p in samples
+    ]
+    handed = {s.offset for s in pieced((tmp_path / "read-0").read_bytes() + read)}
+    kernel_side = [row for row in seen["read"] if row[0] == "kernel"]
+    assert len(kernel_side) > 10
+    assert sum(row[1] in handed for row in kernel_side) > 0.9 * len(kernel_side)
+    assert all(symbol for _, _, symbol in kernel_side)

@@ -487,7 +487,8 @@ def print_dump(
     """
     Print all that oprofile has in a dump, as ``drgn-tools oprofile DUMP`` does.
 
-    :param symbols: Files with debugging symbols: vmlinux, oprofile.ko.
+    :param symbols: Files with debugging symbols, beside those that drgn finds:
+        vmlinux, oprofile.ko.
     :param samples: Each sample, and the pieces of the event buffer, too.
     :param callgraph: The call graph, too.
     :param as_json: As one JSON object instead.
@@ -497,7 +498,9 @@ def print_dump(
 
     from drgn import FaultError
 
-    prog = _open(dump, symbols)
+    from drgn_tools.program import open_dump
+
+    prog = open_dump(dump, symbols)
     try:
         if as_json:
             _print_json(prog, sysroot, by, sys.stdout)
@@ -513,30 +516,6 @@ def print_dump(
             oprofile_samples(prog, sysroot=sysroot, file=sys.stdout)
     except (LookupError, ValueError, FaultError) as error:
         raise DumpError(str(error)) from None
-
-
-def _open(dump: str, symbols: Sequence[str]) -> Program:
-    import contextlib
-    import logging
-
-    from drgn import MissingDebugInfoError
-
-    # What it does not find is said here, if it matters.
-    logging.getLogger("drgn").addHandler(logging.NullHandler())
-    prog = Program()
-    try:
-        prog.set_core_dump(dump)
-    except (OSError, ValueError) as error:
-        raise DumpError(f"cannot read {dump}: {error}") from None
-    try:
-        if symbols:
-            prog.load_debug_info(list(symbols))
-        else:
-            with contextlib.suppress(MissingDebugInfoError):
-                prog.load_default_debug_info()
-    except (OSError, ValueError, MissingDebugInfoError) as error:
-        raise DumpError(f"cannot read the symbols: {error}") from None
-    return prog
 
 
 def _print_json(prog: Program, sysroot: str | None, by: By, out: File) -> None:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -146,11 +147,16 @@ def mount(vm: qemu.VM) -> None:
     )
 
 
-def run(vm: qemu.VM, code: str, *, seconds: float = 300) -> qemu.Result:
-    """Run Python in the guest; `prog` is its kernel."""
+def run(
+    vm: qemu.VM, code: str, *, symbols: Sequence[str] = (), seconds: float = 300
+) -> qemu.Result:
+    """Run Python in the guest; `prog` is its kernel.
+
+    :param symbols: more files with debug information, as the disk has them.
+    """
     start = (
         "import drgn\nprog = drgn.Program()\nprog.set_kernel()\n"
-        f"prog.load_debug_info([{VMLINUX!r}])\n"
+        f"prog.load_debug_info({[VMLINUX, *symbols]!r})\n"
     )
     environment = f"PYTHONPATH={HERE} PYTHONDONTWRITEBYTECODE=1"
     return vm.run(

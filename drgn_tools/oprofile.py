@@ -136,41 +136,42 @@ class _Profile:
         self, cpu: int | None, read: bool, uncommitted: bool
     ) -> Iterator[OprofileSample]:
         from heapq import merge
-        from operator import attrgetter
+        from operator import itemgetter
 
         from drgn_tools.oprofile_memory import read_samples
+        from drgn_tools.oprofile_records import MODES
 
         streams = read_samples(
             self.prog, cpu, read=read, uncommitted=uncommitted, note=self.notes
         )
-        for sample in merge(*streams, key=attrgetter("time")):
-            yield self._sample(sample)
+        # There may be millions: what is known of an address is asked for once.
+        places: dict[tuple[int, int, int], OprofilePlace] = {}
+        new, task_of = tuple.__new__, self._resolver.task
+        for sample in merge(*streams, key=itemgetter(1)):
+            owner, time, state, mode, address, eip, event, trace, kind, data, why = (
+                sample
+            )
+            task = task_of(address)
+            key = mode, address, eip
+            place = places.get(key)
+            if place is None:
+                place = places[key] = self._place(mode, task, eip)
+            yield new(
+                OprofileSample,
+                (
+                    *(owner, time or None, state, MODES[mode]),
+                    *(task.pid, task.tgid, task.comm, task.program, event, place),
+                    tuple([self._place(mode, task, caller) for caller in trace]),
+                    kind,
+                    _named(kind, data) if data else (),
+                    why,
+                ),
+            )
 
     def _place(
         self, mode: int, task: oprofile_memory.Task, address: int
     ) -> OprofilePlace:
         return OprofilePlace(address, *self._resolver.place(mode, task, address))
-
-    def _sample(self, sample: oprofile_records.Sample) -> OprofileSample:
-        from drgn_tools.oprofile_records import MODES
-
-        task = self._resolver.task(sample.task)
-        return OprofileSample(
-            sample.cpu,
-            sample.time or None,
-            sample.state,
-            MODES[sample.mode],
-            task.pid,
-            task.tgid,
-            task.comm,
-            task.program,
-            sample.event,
-            self._place(sample.mode, task, sample.eip),
-            tuple(self._place(sample.mode, task, eip) for eip in sample.trace),
-            sample.kind,
-            _named(sample.kind, sample.data),
-            sample.note,
-        )
 
     def cookie(self, cookie: int) -> str:
         """The path of a dcookie, or what else it is."""
@@ -489,7 +490,7 @@ def print_dump(
 
     :param symbols: Files with debugging symbols, beside those that drgn finds:
         vmlinux, oprofile.ko.
-    :param samples: Each sample, and the pieces of the event buffer, too.
+    :param samples: Each sample, too.
     :param callgraph: The call graph, too.
     :param as_json: As one JSON object instead.
     :raises DumpError: if the dump cannot be read or has nothing of oprofile.

@@ -55,7 +55,7 @@ Note = Callable[[str], object]
 # array and of the event buffer, buckets and entries of dcookies, mappings of a task,
 # components of a path.
 _MAX_ENTRIES = 1 << 24
-_MAX_BUCKETS = 1 << 20
+_MAX_BUCKETS = 1 << 16
 _MAX_COOKIES = 1 << 20
 _MAX_VMAS = 1 << 17
 _MAX_DEPTH = 1024
@@ -141,7 +141,7 @@ def _integer(prog: Program, names: tuple[str, ...], filename: str) -> int | None
 
 
 def _per_cpu(prog: Program) -> Object:
-    # op_cpu_buffer since "percpu: make percpu symbols unique" and its kin (in v2.6.33).
+    # Renamed in v2.6.33, when names of per-CPU variables had to become unique.
     for name in ("op_cpu_buffer", "cpu_buffer"):
         variable = _variable(prog, name, "cpu_buffer.c")
         if variable is not None:
@@ -169,8 +169,8 @@ def cpu_buffers(prog: Program) -> Iterator[tuple[int, Object]]:
 
 def _rings(prog: Program) -> list[Object] | None:
     # The ring buffers, that of the readers first; None for kernels without.
-    # One since "oprofile: convert oprofile from two ring buffers to one" and its kin
-    # (in v2.6.34 or v2.6.35), two since v2.6.29.
+    # One since Linux kernel commit cb6e943ccf19 (in v2.6.34 or v2.6.35, and in stable
+    # releases before), two since commit 6dad828b76c7 (in v2.6.29).
     names: tuple[str, ...]
     for names in (("op_ring_buffer",), ("op_ring_buffer_read", "op_ring_buffer_write")):
         found = [_variable(prog, name, "cpu_buffer.c") for name in names]
@@ -343,7 +343,7 @@ def read_stats(prog: Program) -> OprofileStats:
         except _NOT_THERE:
             pass
 
-    # Renamed in 2.6.34: "oprofile: rename variables" and its kin.
+    # Older kernels have the second names.
     def setting(names: tuple[str, ...], filename: str) -> int:
         return _integer(prog, names, filename) or 0
 

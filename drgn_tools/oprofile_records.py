@@ -27,8 +27,8 @@ UNKNOWN, USER, KERNEL, XEN = -1, 0, 1, 2
 MODES = {UNKNOWN: "unknown", USER: "user", KERNEL: "kernel", XEN: "xen"}
 """And what to call it."""
 
-# Flags of a record that is no sample, with data[]: "oprofile: rework implementation of
-# cpu buffer events" and its kin (in v2.6.29 or v2.6.30).
+# Flags of a record that is no sample, with data[]: since Linux kernel commits
+# ae735e9964b4 and 1acda878e20e (in v2.6.29 or v2.6.30).
 _KERNEL_CTX_SWITCH, _IS_KERNEL, _TRACE_BEGIN, _USER_CTX_SWITCH = 1, 2, 4, 8
 _FLAGS = 15
 

@@ -10,7 +10,7 @@ set_up test
 .venv/bin/ruff format --check
 .venv/bin/mypy
 # What the tests share is made first: that takes long, and here it shows its progress.
-for what in fetch build peers dumps pstore oprofile; do
+for what in fetch build peers dumps pstore ftrace oprofile; do
     .venv/bin/python -m tests.vm "$what"
 done
 exec .venv/bin/python -m pytest "$@"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Callable, NamedTuple
 from drgn import FaultError, Program
 from drgn.helpers.common.prog import takes_program_or_default
 
-from drgn_tools.printing import printing, say
+from drgn_tools.printing import one_line, printing, say
 
 if TYPE_CHECKING:
     from drgn_tools.ftrace_memory import Commands, TraceBuffer, TraceEvents
@@ -154,7 +154,7 @@ def _checked(work: Callable[[], None]) -> None:
     try:
         work()
     except (LookupError, FaultError, ValueError) as error:
-        raise FtraceError(f"the trace cannot be read: {error}") from None
+        raise FtraceError(f"the trace cannot be read: {one_line(error)}") from None
 
 
 @takes_program_or_default
@@ -215,6 +215,9 @@ def for_each_ftrace_event(
         )
         for event in merge(*streams.values(), key=attrgetter("time")):
             known = printer.event_of(event.data)
+            if known is None and event.state == "read":
+                # What is left of an older event, or nothing at all.
+                continue
             pid = printer.pid_of(event.data)
             yield FtraceEvent(
                 buffer.name,
@@ -286,19 +289,27 @@ def _print_buffer(
     from drgn_tools.ring_buffer import ring_buffer_cpus, ring_buffer_stats
 
     streams = _cpu_streams(buffer, cpu, notes)
-    stats = [ring_buffer_stats(buffer.buffer, number) for number in streams]
-    entries = sum(each.unread for each in stats)
-    written = sum(each.entries - each.read for each in stats)
-    for line in printer.header(entries, written):
+    if buffer.tracer == "function_graph":
+        from drgn_tools.ftrace_graph import Graph
+
+        graph = Graph(printer, buffer)
+        header, lines = graph.header(), graph.lines(graph.items(streams))
+    else:
+        stats = [ring_buffer_stats(buffer.buffer, number) for number in streams]
+        entries = sum(each.unread for each in stats)
+        header = printer.header(
+            entries, sum(each.entries - each.read for each in stats)
+        )
+        # Said of each CPU's first record where records have been overwritten, but
+        # for the first of all.
+        annotate = "ANNOTATE" in buffer.options and any(
+            ring_buffer_stats(buffer.buffer, number).overrun
+            for number in ring_buffer_cpus(buffer.buffer)
+        )
+        events = merge(*streams.values(), key=attrgetter("time"))
+        lines = printer.lines(events, annotate=annotate)
+    for line in header:
         out.write(line + "\n")
-    # Said of each CPU's first record where records have been overwritten, but for
-    # the first of all.
-    everywhere = ring_buffer_cpus(buffer.buffer)
-    annotate = "ANNOTATE" in buffer.options and any(
-        ring_buffer_stats(buffer.buffer, number).overrun for number in everywhere
-    )
-    events = merge(*streams.values(), key=attrgetter("time"))
-    lines = printer.lines(events, annotate=annotate)
     while chunk := list(islice(lines, _LINES)):
         out.write("".join(chunk))
 

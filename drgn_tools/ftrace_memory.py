@@ -157,7 +157,7 @@ def trace_buffers(prog: Program) -> list[TraceBuffer]:
         raise FtraceError("this kernel has no trace: CONFIG_TRACING") from None
     arrays = [top]
     with contextlib.suppress(LookupError):
-        # Since "tracing: Add ftrace_trace_arrays list for..." (in v3.10).
+        # Since 3.10, which brought instances.
         head = prog["ftrace_trace_arrays"]
         arrays += _instances(prog, head, top)
     found = []
@@ -214,7 +214,7 @@ class TraceEvents:
 
     def __init__(self, prog: Program) -> None:
         self.prog = prog
-        # Renamed by "tracing: Rename ftrace_event_call to trace_event_call" (in v4.2).
+        # Renamed in 4.2.
         for name in ("struct trace_event_call", "struct ftrace_event_call"):
             with contextlib.suppress(LookupError):
                 self._type: Type = prog.type(name)
@@ -387,7 +387,7 @@ class Commands:
     def _find(self) -> tuple[Object, Object, Object, int]:
         prog = self._prog
         try:
-            # Since "tracing: Add saved_cmdlines_size file" (in v3.16).
+            # Since "tracing: Introduce saved_cmdlines_size file" (in v3.16).
             saved = prog["savedcmd"][0]
             size = number(saved, "cmdline_num")
             pids = saved.map_pid_to_cmdline

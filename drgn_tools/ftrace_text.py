@@ -40,8 +40,8 @@ from drgn_tools.ring_buffer import RingEvent, number
 
 Print = Callable[[RingEvent], str]
 
-# What a record can make a function of it raise that trusts it.
-_TORN = (struct.error, ValueError, IndexError, TypeError, OverflowError, KeyError)
+#: What a record can make a function of it raise that trusts it.
+TORN = (struct.error, ValueError, IndexError, TypeError, OverflowError, KeyError)
 _CACHE = 1 << 16
 
 
@@ -246,9 +246,9 @@ class Style:
         self.hashed = _hashed(prog, options)
         # Since "tracing: Add migrate-disabled counter to tracing output" (in v5.13).
         self.migrate = _says(prog, b"=> migrate-disable")
-        # Since "tracing: Disable interrupt or preemption..., show BH" (in v6.1).
+        # Since 6.1 at the latest.
         self.bottom_half = "TRACE_FLAG_BH_OFF" in _flag_names(prog)
-        # Since 6.13, in place of irqs-off not being known.
+        # Since 6.13, where there was that irqs-off is not known.
         self.lazy = "TRACE_FLAG_NEED_RESCHED_LAZY" in _flag_names(prog)
 
 
@@ -417,7 +417,7 @@ class Printer:
             type_ = self._entry.unpack_from(event.data)[0]
             self.kernel.show_pointers(self.style.hashed)
             return clean((self._printers.get(type_) or self._printer(type_))(event))
-        except _TORN as error:
+        except TORN as error:
             self.torn += 1
             return f"a torn record: {error}"
 
@@ -471,7 +471,7 @@ class Printer:
                     line += f" {event.time:12d}: "
             try:
                 line += (printers.get(type_) or self._printer(type_))(event)
-            except _TORN as error:
+            except TORN as error:
                 self.torn += 1
                 line += f"a torn record: {error}\n"
             yield line if line[:-1].isprintable() else clean(line)
@@ -547,16 +547,18 @@ class Printer:
                 kept = arguments.split(", ", skip)[skip:]
                 print_fmt = f'"{form}"' + (f", {kept[0]}" if kept else "")
         fields = {field.name: field for field in (*self.events.common, *event.fields)}
-        body = compile_print_fmt(print_fmt, fields, self.kernel)
+        body = compile_print_fmt(
+            print_fmt, fields, self.kernel, empty=_FAULT if where else ""
+        )
         if where is None:
             return lambda record: f"{name}: {body(record.data)}\n"
         address = where
-        faulted = '"(fault)"'
 
         def probe(record: RingEvent) -> str:
             values = body(record.data)
-            if faulted in values:
-                values = values.replace(faulted, "(fault)")
+            if _FAULT in values:
+                # It could not be read.
+                values = values.replace(f'"{_FAULT}"', "(fault)")
             return f"{name}: ({address(record)}){values}\n"
 
         return probe
@@ -675,6 +677,8 @@ class Printer:
         return fields
 
 
+# Of a probe's string that has no bytes; no string has this.
+_FAULT = "\0"
 _PROBES = ("kprobe", "kretprobe", "uprobe", "fprobe", "fexit")
 
 

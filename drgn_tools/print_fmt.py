@@ -277,8 +277,9 @@ def _tokens(source: str) -> list[tuple[str, str]]:
 
 class _Parser:
     def __init__(
-        self, source: str, fields: Mapping[str, Field], kernel: Kernel
+        self, source: str, fields: Mapping[str, Field], kernel: Kernel, empty: str
     ) -> None:
+        self.empty = empty
         self.tokens = _tokens(source)
         self.at = 0
         self.fields = fields
@@ -805,7 +806,10 @@ class _Parser:
         fn = node.fn
         if node.kind == "str":
             return fn
-        if node.kind in ("array", "dynamic"):
+        if node.kind == "dynamic":
+            empty = self.empty
+            return lambda d: text(raw) if (raw := fn(d)) else empty
+        if node.kind == "array":
             return lambda d: text(fn(d))
         if node.const == 0:
             return lambda d: "(null)"
@@ -1001,7 +1005,7 @@ def _bounded(width: Getter) -> Getter:
 
 
 def compile_print_fmt(
-    source: str, fields: Mapping[str, Field], kernel: Kernel
+    source: str, fields: Mapping[str, Field], kernel: Kernel, *, empty: str = ""
 ) -> Callable[[bytes], str]:
     """
     Turn a print format into a function that prints a record.
@@ -1010,9 +1014,10 @@ def compile_print_fmt(
     :class:`ValueError`, :class:`struct.error` and their kin for a record that is too
     short for its fields.
 
+    :param empty: What a string is shown as that has not even its NUL.
     :raises Unsupported: if it has something that is not known here.
     """
-    parser = _Parser(source, fields, kernel)
+    parser = _Parser(source, fields, kernel, empty)
     if parser.peek()[0] != "string":
         raise Unsupported("it does not begin with a format")
     form = parser.strings()

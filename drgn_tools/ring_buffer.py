@@ -125,11 +125,10 @@ def _old_kinds(little: bool) -> tuple[int, ...]:
     return tuple(kinds)
 
 
-def _offset(type_: Type, *names: str) -> int:
-    for name in names:
-        if type_.has_member(name):
-            return (type_.member(name).bit_offset or 0) // 8
-    return -1
+def _offset(type_: Type, name: str) -> int:
+    if not type_.has_member(name):
+        return -1
+    return (type_.member(name).bit_offset or 0) // 8
 
 
 def _layout(prog: Program) -> _Layout:
@@ -146,11 +145,11 @@ def _layout(prog: Program) -> _Layout:
         data = prog.type("struct buffer_data_page")
         at, commit = _offset(data, "data"), _offset(data, "commit")
     except LookupError:
-        # Before "ring-buffer: add a buffer page header" and its kin (in v2.6.29).
+        # Before 2.6.29, all but the events was in struct buffer_page.
         at, commit = 0, -1
     # Since "ring-buffer: make lockless" (in v2.6.32), "pages" is some element.
     pages = prog.type("struct ring_buffer_per_cpu").member("pages").type
-    # One field of both since "ring-buffer: pack event header" (in v2.6.31).
+    # Since 2.6.31; before, type and length were fields of their own.
     new = event.has_member("type_len")
     found = _Layout(
         "<" if little else ">",
@@ -160,7 +159,7 @@ def _layout(prog: Program) -> _Layout:
         _offset(page, "write"),
         _offset(page, "read"),
         _offset(page, "page"),
-        prog.type("struct buffer_page").size or 0,
+        page.size or 0,
         _offset(page, "time_stamp"),
         _offset(page, "commit"),
         # Since 2.6.35.
@@ -176,20 +175,18 @@ def _layout(prog: Program) -> _Layout:
     return found
 
 
-def number(obj: Object, *names: str) -> int:
+def number(obj: Object, name: str) -> int:
     """
-    Return the first of these members that there is, 0 if there is none: an integer,
-    a pointer, or one of the kernel's structs around an integer (``local_t``, ...).
+    Return a member, 0 if there is none: an integer, a pointer, or one of the kernel's
+    structs around an integer (``local_t``, ...).
     """
-    for name in names:
-        try:
-            value: Any = obj.member_(name).value_()
-        except LookupError:
-            continue
-        while isinstance(value, dict) and value:
-            value = next(iter(value.values()))
-        return value if isinstance(value, int) else 0
-    return 0
+    try:
+        value: Any = obj.member_(name).value_()
+    except LookupError:
+        return 0
+    while isinstance(value, dict) and value:
+        value = next(iter(value.values()))
+    return value if isinstance(value, int) else 0
 
 
 class _Page(NamedTuple):
@@ -289,10 +286,9 @@ def _stats(cpu: int, cpu_buffer: Object, capacity: int) -> RingBufferStats:
         entries,
         overrun,
         read,
-        # nmi_dropped in 2.6.30.
         number(cpu_buffer, "commit_overrun"),
         # Since 3.8.
-        number(cpu_buffer, "dropped_events", "nmi_dropped"),
+        number(cpu_buffer, "dropped_events"),
         number(cpu_buffer, "entries_bytes"),
         number(cpu_buffer, "read_bytes"),
         number(cpu_buffer, "lost_events"),
@@ -568,8 +564,7 @@ def _page_events(
         code = "Q" if layout.word == 8 else "I"
         (commit,) = struct.unpack_from(layout.order + code, raw, layout.page_commit)
         if commit & _MISSED_EVENTS:
-            # Since "ring-buffer: Add page statistics to the meta data" and its kin,
-            # in buffers that outlive the kernel.
+            # Since 7.x also on pages of the ring, of buffers that outlive the kernel.
             missed = "events are missing before it"
     commit &= _INDEX_MASK
     if (commit or page.write) and raw.count(0) == size:

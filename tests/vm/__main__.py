@@ -13,6 +13,7 @@ from . import (
     bench,
     cache,
     dumps,
+    ftrace_guests,
     guest,
     kernels,
     live_drgn,
@@ -40,6 +41,9 @@ def _list(args: argparse.Namespace) -> int:
     for spec in (*dumps.MATRIX, dumps.LARGE):
         have = dumps.cached(spec)
         line("dump", spec.name, have, str(have or ""))
+    for name in ftrace_guests.KERNELS:
+        have = ftrace_guests.cached(name)
+        line("ftrace", name, have, str(have or ""))
     for region in pstore_guests.MATRIX:
         have = pstore_guests.cached(region)
         line("pstore", region.name, have, str(have or ""))
@@ -130,6 +134,12 @@ def _oprofile(args: argparse.Namespace) -> int:
     return 0
 
 
+def _ftrace(args: argparse.Namespace) -> int:
+    for name in ftrace_guests.KERNELS:
+        print(ftrace_guests.get(name).folder)
+    return 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     # Its drgn is not needed for anything else here.
     from . import demo
@@ -166,7 +176,11 @@ def _parser() -> argparse.ArgumentParser:
     build = add("build", _build, "build kernels, all that are built by default")
     build.add_argument("kernel", nargs="*", metavar="KERNEL")
     build.add_argument("--again", action="store_true", help="the newest, once more")
-    add("peers", _peers, "get makedumpfile and crash, and say how to run them")
+    add(
+        "peers",
+        _peers,
+        "get makedumpfile, crash and trace-cmd, and say how to run them",
+    )
     boot = add("boot", _boot, "a shell in a guest, or one command (after --)")
     machine(boot, True, 512)
     boot.add_argument("--smp", type=int, default=1, metavar="CPUS")
@@ -184,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     regions = add("pstore", _pstore, "ramoops regions, and what kernels made of them")
     regions.add_argument("--jobs", type=int, default=2, help="boots at once")
     add("oprofile", _oprofile, "guests that oprofile takes samples of")
+    add("ftrace", _ftrace, "guests that traced, and their own trace files")
     add("demo", _demo, "crash a kernel, extract its dump, and open it with drgn")
     return parser
 

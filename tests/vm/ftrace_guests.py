@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -144,13 +143,22 @@ def _run(kernel: Kernel, folder: Path) -> None:
         traces.mkdir()
         for name, content in shown.items():
             (traces / f"trace-{name}").write_bytes(content)
-        systems = "kprobes sched irq timer signal ftrace kmem workqueue"
-        some = " ".join(f"{system}/*/format" for system in systems.split())
-        some += " syscalls/sys_*_open*/format syscalls/sys_*_read/format"
-        script = f"cd {TRACEFS}/events; for f in {some}; do"
-        script += ' echo "== ${f%/format}"; cat $f; done'
-        formats = vm.run(f"sh -c {shlex.quote(script)}", seconds=300).stdout
-        (folder / "formats").write_bytes(formats)
+        (folder / "formats").write_text(_formats(vm))
         vm.dump(folder / dumps.KINDS["qemu"])
         dumps.capture(vm, vmcore)
     dumps.dig_holes(folder / dumps.KINDS[kind] for kind in ("qemu", "vmcore"))
+
+
+def _formats(vm: qemu.VM) -> str:
+    systems = "kprobes sched irq timer signal ftrace kmem workqueue"
+    some = " ".join(f"{system}/*/format" for system in systems.split())
+    some += " syscalls/sys_*_open*/format syscalls/sys_*_read/format"
+    # One process for all of them: each takes its time where everything is traced.
+    said = vm.run(f"cd {TRACEFS}/events; grep -H '' {some}", seconds=300).text
+    made, last = "", ""
+    for line in said.splitlines(keepends=True):
+        name, _, content = line.partition(":")
+        if name != last:
+            made += f"== {name.rpartition('/')[0]}\n"
+        made, last = made + content, name
+    return made

@@ -7,6 +7,7 @@ import collections
 import contextlib
 import functools
 import io
+import random
 import re
 import subprocess
 import sys
@@ -21,8 +22,11 @@ from drgn_tools.ftrace import (
     ftrace_dump,
     ftrace_export,
 )
-from drgn_tools.ftrace_memory import TraceEvents
+from drgn_tools.ftrace_memory import Commands, TraceEvents, trace_buffers
+from drgn_tools.ftrace_text import Kernel, Printer
+from drgn_tools.ring_buffer import for_each_ring_buffer_event
 from drgn_tools.trace_dat import event_format
+from tests import command
 
 from . import ftrace_guests, kernels, live_drgn, peers, qemu
 from .ftrace_guests import KERNELS, Guest
@@ -157,6 +161,31 @@ def test_formats_are_those_of_tracefs(kernel: str, folder: Path) -> None:
         assert event_format(event, events.common) == text
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_mutated_records(kernel: str, folder: Path) -> None:
+    """Whatever is in a record, it makes a line."""
+    prog = opened(dump(kernel, "qemu", folder), kernel)
+    seed = random.Random(kernel)
+    own, *_ = trace_buffers(prog)
+    printer = Printer(prog, own, Kernel(prog), TraceEvents(prog), Commands(prog))
+    whole = list(for_each_ring_buffer_event(own.buffer))
+    events = []
+    for _ in range(10_000):
+        event = seed.choice(whole)
+        data = bytearray(event.data)
+        for _ in range(seed.choice([1, 2, 8])):
+            # Mostly of the same type.
+            data[seed.randrange(seed.choice([0, 8]), len(data))] = seed.randrange(256)
+        if seed.random() < 0.1:
+            del data[seed.randrange(len(data)) :]
+        events.append(event._replace(data=bytes(data)))
+    lines = list(printer.lines(iter(events)))
+    assert len(lines) == len(events)
+    for line in lines:
+        assert len(line) < 1 << 17
+        assert all(c.isprintable() or c in "\t\n" for c in line)
+
+
 # --- trace.dat
 
 LINE = re.compile(
@@ -206,14 +235,16 @@ def report(path: Path) -> dict[str, list[tuple[str, str, str, str]]]:
         if match:
             name = match["what"].partition(":")[0]
             task = match["task"].replace(" ", "")
-            found[match["instance"] or ""].append(
-                (task, match["cpu"], match["time"], name)
-            )
+            event = task, match["cpu"], match["time"], name
+            found[match["instance"] or ""].append(event)
+            if name == "funcgraph_entry" and line.endswith(";"):
+                # A call and its return, which are two events.
+                found[match["instance"] or ""].append(event)
     return found
 
 
-# Without a task, or with another clock than the file's.
-OTHERWISE = ("plain", "options", "clock")
+# Without a task, with another clock than the file's, or as a graph.
+OTHERWISE = ("plain", "options", "clock", "graph")
 
 
 def test_trace_cmd_shows_the_same(
@@ -253,6 +284,25 @@ def test_the_command(kernel: str, folder: Path) -> None:
     done = subprocess.run([*argv, "-o", str(out)], capture_output=True)
     assert done.returncode == 1
     assert done.stderr.endswith(b"exists (-f replaces it)\n")
+
+
+@pytest.mark.parametrize("kernel", KERNELS[-1:])
+def test_in_drgn(kernel: str, folder: Path) -> None:
+    """Names that need no import, and a command."""
+    path = dump(kernel, "qemu", folder)
+    code = "ftrace_dump('clock')\n"
+    code += "from drgn.commands import run_command\n"
+    code += "run_command(prog, 'ftrace_dump --instance clock --cpu 0')"
+    argv = [sys.executable, "-m", "drgn", "-q", "-c", str(path)]
+    argv += ["-s", str(guest(kernel).kernel.vmlinux), "-e", code]
+    environment = command.environment(DRGN_PLUGINS="drgn_tools=drgn_tools._plugin")
+    done = subprocess.run(argv, capture_output=True, env=environment, check=True)
+    trace = guest(kernel).trace("clock")
+    shown = done.stdout.decode()
+    assert shown.startswith(trace)
+    rest = shown[len(trace) :].splitlines()
+    lines = [line for line in trace.splitlines() if " [000] " in line]
+    assert [line for line in rest if line[0] != "#"] == lines
 
 
 @pytest.mark.parametrize("kernel", KERNELS[-1:])

@@ -5,6 +5,7 @@
 #   read               some of it has been read through trace_pipe
 #   clock              a clock that does not count nanoseconds
 #   options            functions with offsets and addresses, thread groups, no flags
+#   graph              function_graph, where the kernel can in an instance
 #   plain              without what comes before the event
 #   large              sub-buffers of several pages, where the kernel can
 #   persistent         made at boot, in memory that outlives the kernel
@@ -38,7 +39,7 @@ echo 'p:array vfs_read bytes=+0(%di):x8[4] sym=+0(%di):symbol what=$comm' >> kpr
 for event in kprobes sched syscalls; do
     echo 1 > events/$event/enable
 done
-echo 'stacktrace:5' > events/sched/sched_process_exit/trigger
+echo stacktrace > events/sched/sched_process_exit/trigger
 
 wrapped=instances/wrapped
 instance wrapped 8 irq timer sched syscalls
@@ -55,6 +56,10 @@ instance options 256 irq timer task
     echo 'vfs_*' > set_ftrace_filter
     echo function > current_tracer
 )
+if mkdir instances/graph && ! echo function_graph > instances/graph/current_tracer; then
+    rmdir instances/graph
+fi 2> /dev/null
+[ ! -d instances/graph ] || echo 'vfs_*' > instances/graph/set_ftrace_filter
 instance plain 64 workqueue kmem/kmalloc kmem/kfree kmem/mm_page_alloc
 echo 0 > instances/plain/options/context-info
 if [ -e buffer_subbuf_size_kb ]; then

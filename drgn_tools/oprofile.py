@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
-from drgn import Program
+from drgn import FaultError, Program
 from drgn.helpers.common.prog import takes_program_or_default
 
 from drgn_tools.errors import DumpError
-from drgn_tools.printing import printing, say
+from drgn_tools.printing import one_line, printing, say
 
 if TYPE_CHECKING:
     from drgn_tools import oprofile_memory, oprofile_records
@@ -107,11 +107,6 @@ class _Notes:
             yield f"and {len(self.texts) - 100} more"
 
 
-def _check_source(source: str) -> None:
-    if source not in _SOURCES:
-        raise ValueError(f"source is {source!r}, and not {', '.join(_SOURCES)}")
-
-
 class _Profile:
     # Samples with what they belong to.
 
@@ -126,9 +121,16 @@ class _Profile:
     def samples(
         self, cpu: int | None, source: str, read: bool, uncommitted: bool
     ) -> Iterator[OprofileSample]:
-        _check_source(source)
-        if source != "cpu":
+        if source not in _SOURCES:
+            raise ValueError(f"source is {source!r}, and not {', '.join(_SOURCES)}")
+        if source == "event_buffer":
             yield from self._synced(cpu)
+        elif source == "all":
+            # The others are there without it.
+            try:
+                yield from self._synced(cpu)
+            except (DumpError, LookupError, FaultError) as error:
+                self.notes(one_line(error))
         if source != "event_buffer":
             yield from self._cpus(cpu, read, uncommitted)
 
@@ -497,8 +499,6 @@ def print_dump(
     """
     import sys
 
-    from drgn import FaultError
-
     from drgn_tools.program import open_dump
 
     prog = open_dump(dump, symbols)
@@ -516,10 +516,11 @@ def print_dump(
             sys.stdout.write("\n")
             oprofile_samples(prog, sysroot=sysroot, file=sys.stdout)
     except (LookupError, ValueError, FaultError) as error:
-        raise DumpError(str(error)) from None
+        raise DumpError(one_line(error)) from None
 
 
 def _print_json(prog: Program, sysroot: str | None, by: By, out: File) -> None:
+    import contextlib
     import json
 
     from drgn_tools.oprofile_text import (
@@ -539,6 +540,10 @@ def _print_json(prog: Program, sysroot: str | None, by: By, out: File) -> None:
             yield sample
 
     counts = count(kept(), columns)
+    pieces: list[oprofile_records.Entry] = []
+    # What is wrong with them is among the notes.
+    with contextlib.suppress(DumpError, LookupError, FaultError):
+        pieces += profile.entries()
     report: list[dict[str, Any]] = [
         {**dict(zip(columns, key)), "samples": number}
         for key, number in counts.most_common()
@@ -556,7 +561,7 @@ def _print_json(prog: Program, sysroot: str | None, by: By, out: File) -> None:
         separator = ",\n"
     out.write('], "event_buffer": [')
     separator = "\n"
-    for entry in profile.entries():
+    for entry in pieces:
         out.write(separator + json.dumps(entry_json(entry, profile.cookie)))
         separator = ",\n"
     out.write("]}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import subprocess
 import sys
@@ -456,6 +457,20 @@ def test_event_buffers_that_cannot_be(size: int, position: int) -> None:
         samples(kernel, source="event_buffer")
 
 
+def test_cpus_without_an_event_buffer(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is wrong with one says nothing of the others."""
+    kernel = OprofileKernel()
+    put(kernel, [*context(kernel, 1, busy(kernel)), words(KERNEL_PC, 0)])
+    kernel.event_buffer([])
+    kernel.poke(kernel.variables["buffer_pos"][1], words(99))
+    oprofile.oprofile_report(kernel.prog, by="mode")
+    said = capsys.readouterr()
+    assert said.out.splitlines()[1].split() == ["1", "100.0000", "kernel"]
+    assert said.err == (
+        "oprofile: an event buffer of 64 words with 99 in use cannot be\n"
+    )
+
+
 def test_an_event_buffer_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     kernel = OprofileKernel()
     kernel.event_buffer([ESCAPE, 2, 1])
@@ -597,8 +612,6 @@ def test_files_that_are_none(path: str, tmp_path: Path) -> None:
     root.mkdir()
     (tmp_path / "secret").write_bytes(Path(sys.executable).read_bytes()[:4096])
     (root / "text").write_text("no program")
-    import os
-
     os.mkfifo(root / "fifo")
     kernel = OprofileKernel()
     (cookie,) = kernel.cookies(["/x"])

@@ -10,7 +10,7 @@ set_up test
 .venv/bin/ruff format --check
 .venv/bin/mypy
 # What the tests share is made first: that takes long, and here it shows its progress.
-for what in fetch build peers dumps pstore zram ftrace; do
+for what in fetch build peers dumps pstore zram ftrace oprofile; do
     .venv/bin/python -m tests.vm "$what"
 done
 # Neighbours share what was read of a dump: the second process takes from the far end.

@@ -17,6 +17,7 @@ _COMMANDS = {
     "extract": "drgn_tools.capture_commands",
     "ftrace": "drgn_tools.ftrace_commands",
     "info": "drgn_tools.capture_commands",
+    "oprofile": "drgn_tools.oprofile_commands",
     "pstore": "drgn_tools.pstore_commands",
     "swap": "drgn_tools.swap_commands",
     "verify": "drgn_tools.capture_commands",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # The modules whose ``__all__`` becomes names of drgn.helpers.linux.
 _HELPERS = (
     "drgn_tools.ftrace",
+    "drgn_tools.oprofile",
     "drgn_tools.pstore",
     "drgn_tools.swap",
     "drgn_tools.zram",
@@ -87,6 +88,19 @@ def _register_commands(**where: Any) -> None:
         "device", nargs="?", help="its name; without, the only one that is set up"
     )
     devices = argument("device", nargs="?", help="its name; without, all of them")
+    cpu = argument("--cpu", type=int, help="of this CPU only")
+    profile = (
+        cpu,
+        argument(
+            "--source",
+            choices=("all", "cpu", "event_buffer"),
+            default="all",
+            help="samples of the CPUs' buffers, or of the event buffer, or all",
+        ),
+        argument(
+            "--sysroot", help="folder with the target's programs, for their symbols"
+        ),
+    )
     # Helper, what it does, its arguments. The module is named as its helpers begin.
     table: tuple[tuple[str, str, tuple[argument, ...]], ...] = (
         (
@@ -97,8 +111,49 @@ def _register_commands(**where: Any) -> None:
                     "--instance",
                     help="of this instance only; '' for the kernel's own buffer",
                 ),
-                argument("--cpu", type=int, help="of this CPU only"),
+                cpu,
             ),
+        ),
+        ("oprofile_stats", "print oprofile's counters", ()),
+        (
+            "oprofile_report",
+            "print how many samples oprofile has of what",
+            (
+                argument(
+                    "--by",
+                    default="image,symbol",
+                    help="cpu, task, program, mode, event, image, symbol, offset",
+                ),
+                *profile,
+            ),
+        ),
+        (
+            "oprofile_samples",
+            "print oprofile's samples",
+            (
+                *profile,
+                argument(
+                    "--read", action="store_true", help="those that were read, too"
+                ),
+                argument(
+                    "--uncommitted",
+                    action="store_true",
+                    help="those that were being written, too",
+                ),
+            ),
+        ),
+        (
+            "oprofile_callgraph",
+            "print who called the functions that oprofile has samples of",
+            (
+                argument("--folded", action="store_true", help="as whole call chains"),
+                *profile,
+            ),
+        ),
+        (
+            "oprofile_event_buffer",
+            "print what oprofile's daemon would have read next",
+            (argument("--read", action="store_true", help="what it has read, too"),),
         ),
         ("pstore_zones", "print the zones of persistent memory", ()),
         (
@@ -106,7 +161,7 @@ def _register_commands(**where: Any) -> None:
             "print the function trace in persistent memory",
             (
                 boot,
-                argument("--cpu", type=int, help="of this CPU only"),
+                cpu,
                 argument("--last", type=int, help="only so many records"),
             ),
         ),

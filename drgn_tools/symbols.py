@@ -4,7 +4,7 @@ Names for kernel addresses, from a file
 ---------------------------------------
 
 A kernel's System.map, or the symbol table of its vmlinux, where there is no drgn
-program to ask. Functions only.
+program to ask; and programs of user space. Functions only.
 """
 
 from __future__ import annotations
@@ -145,6 +145,35 @@ def load(path: str) -> Symbols:
     return Symbols(functions)
 
 
+class ElfFile:
+    """A program or library, for look-ups by where something is in the file."""
+
+    def __init__(self, path: str) -> None:
+        """:raises DumpError: if it cannot be read or has no symbols."""
+        from elftools.common.exceptions import ELFError
+        from elftools.elf.elffile import ELFFile
+
+        self._symbols = load(path)
+        # Offset in the file, size and address.
+        self._segments: list[tuple[int, int, int]] = []
+        try:
+            with open(path, "rb") as file:
+                for segment in ELFFile(file).iter_segments("PT_LOAD"):
+                    names = ("p_offset", "p_filesz", "p_vaddr")
+                    offset, size, address = (segment[name] for name in names)
+                    self._segments.append((offset, size, address))
+        except (ELFError, OSError, ValueError, KeyError) as error:
+            raise DumpError(f"cannot read {path}: {error}") from None
+
+    def find(self, offset: int) -> tuple[str, int] | None:
+        """The function that is at an offset in the file, and how far in it is."""
+        for start, size, address in self._segments:
+            if start <= offset < start + size:
+                found = self._symbols._find(address + offset - start)
+                return None if found is None else found[:2]
+        return None
+
+
 def _elf(path: str) -> list[tuple[int, str]]:
     from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
@@ -153,9 +182,13 @@ def _elf(path: str) -> list[tuple[int, str]]:
     try:
         with open(path, "rb") as file:
             elf = ELFFile(file)
-            table = elf.get_section_by_name(".symtab")
-            names_section = elf.get_section_by_name(".strtab")
-            if table is None or names_section is None:
+            # Stripped libraries still have those that others use.
+            for table_name, strings in ((".symtab", ".strtab"), (".dynsym", ".dynstr")):
+                table = elf.get_section_by_name(table_name)
+                names_section = elf.get_section_by_name(strings)
+                if table is not None and names_section is not None:
+                    break
+            else:
                 return []
             code = {
                 number

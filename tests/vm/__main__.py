@@ -16,6 +16,8 @@ from . import (
     ftrace_guests,
     guest,
     kernels,
+    live_drgn,
+    oprofile_guests,
     peers,
     pstore_guests,
     pstore_views,
@@ -58,6 +60,9 @@ def _list(args: argparse.Namespace) -> int:
     for devices in zram_guests.MATRIX:
         have = zram_guests.cached(devices)
         line("zram", devices.name, have, str(have or ""))
+    for profiled in oprofile_guests.MATRIX:
+        have = oprofile_guests.cached(profiled)
+        line("oprof", profiled.name, have, str(have or ""))
     root = cache.root()
     print(f"in all  {root!s:34} {cache.size(root) / 1e6:6.0f} MB")
     return 0
@@ -142,6 +147,13 @@ def _zram(args: argparse.Namespace) -> int:
     return 0
 
 
+def _oprofile(args: argparse.Namespace) -> int:
+    for left in oprofile_guests.matrix():
+        print(left.folder)
+    print(live_drgn.image(kernels.get(oprofile_guests.KERNEL)))
+    return 0
+
+
 def _ftrace(args: argparse.Namespace) -> int:
     for name in ftrace_guests.KERNELS:
         print(ftrace_guests.get(name).folder)
@@ -207,6 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     regions.add_argument("--jobs", type=int, default=2, help="boots at once")
     devices = add("zram", _zram, "zram devices and swapped-out memory that are known")
     devices.add_argument("--jobs", type=int, default=2, help="boots at once")
+    add("oprofile", _oprofile, "guests that oprofile takes samples of")
     add("ftrace", _ftrace, "guests that traced, and their own trace files")
     add("demo", _demo, "crash a kernel, extract its dump, and open it with drgn")
     return parser

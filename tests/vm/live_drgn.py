@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ from .kernels import Kernel
 MEMORY_MIB = 1024
 """What the guest needs."""
 VMLINUX = "/vmlinux"
-_HERE = "/drgn-tools"
+HERE = "/drgn-tools"
 """Where drgn_tools is."""
-_MIB = 700
+_MIB = 550
+"""What the disk takes without vmlinux."""
 _STDLIB_UNUSED = ("test", "idlelib", "tkinter", "ensurepip", "lib2to3", "__pycache__")
 
 # Everything that the decode half may import; what was mapped is told at the end.
@@ -64,15 +66,16 @@ def image(kernel: Kernel, say: Say = bench.say) -> Path:
             _fill(root, kernel)
             disk = work / "disk"
             with disk.open("wb") as file:
-                file.truncate(_MIB << 20)
+                file.truncate(size)
             bench.run(["mkfs.ext4", "-q", "-F", "-d", root, disk])
             shutil.rmtree(root)
         return {"kernel": kernel.name}
 
+    size = (_MIB << 20) + kernel.vmlinux.stat().st_size
     name = f"live/{kernel.name}-{digest[:12]}"
     folder = cache.find(name)
     if folder is None:
-        folder = cache.make(name, build, room=2 * _MIB << 20)
+        folder = cache.make(name, build, room=2 * size)
         dumps.drop_old(folder)
     return folder / "disk"
 
@@ -114,7 +117,7 @@ def _fill(root: Path, kernel: Kernel) -> None:
     copy(interpreter.resolve())
     for loader in Path("/lib64").glob("ld-linux*"):
         copy(loader)
-    for folder in ("proc", "sys", "dev", "tmp", _HERE.lstrip("/")):
+    for folder in ("proc", "sys", "dev", "tmp", HERE.lstrip("/")):
         (root / folder).mkdir(exist_ok=True)
     try:
         os.link(kernel.vmlinux, root / VMLINUX.lstrip("/"))
@@ -126,7 +129,7 @@ def files() -> dict[str, Path]:
     """Return drgn_tools, for the guest's initramfs."""
     package = Path(drgn_tools.__file__).parent
     return {
-        f"{_HERE}/drgn_tools/{path.relative_to(package)}": path
+        f"{HERE}/drgn_tools/{path.relative_to(package)}": path
         for path in package.rglob("*.py")
     }
 
@@ -143,14 +146,19 @@ def mount(vm: qemu.VM) -> None:
     )
 
 
-_ENVIRONMENT = f"PYTHONPATH={_HERE} PYTHONDONTWRITEBYTECODE=1"
+_ENVIRONMENT = f"PYTHONPATH={HERE} PYTHONDONTWRITEBYTECODE=1"
 
 
-def run(vm: qemu.VM, code: str, *, seconds: float = 300) -> qemu.Result:
-    """Run Python in the guest; `prog` is its kernel."""
+def run(
+    vm: qemu.VM, code: str, *, symbols: Sequence[str] = (), seconds: float = 300
+) -> qemu.Result:
+    """Run Python in the guest; `prog` is its kernel.
+
+    :param symbols: more files with debug information, as the disk has them.
+    """
     start = (
         "import drgn\nprog = drgn.Program()\nprog.set_kernel()\n"
-        f"prog.load_debug_info([{VMLINUX!r}])\n"
+        f"prog.load_debug_info({[VMLINUX, *symbols]!r})\n"
     )
     return vm.run(
         f"{_ENVIRONMENT} chroot /mnt {sys.executable} -",

@@ -8,7 +8,16 @@ import subprocess
 import sys
 
 # The order of docs/benchmarks.md.
-NAMES = ("extract", "profile", "growth", "memory", "mapping", "codecs", "pstore")
+NAMES = (
+    "extract",
+    "profile",
+    "growth",
+    "memory",
+    "mapping",
+    "codecs",
+    "decompress",
+    "pstore",
+)
 
 
 def main() -> None:

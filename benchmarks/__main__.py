@@ -16,6 +16,7 @@ NAMES = (
     "mapping",
     "codecs",
     "decompress",
+    "swap",
     "pstore",
 )
 

@@ -17,6 +17,7 @@ NAMES = (
     "codecs",
     "decompress",
     "pstore",
+    "zram",
 )
 
 

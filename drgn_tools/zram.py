@@ -192,16 +192,20 @@ def for_each_zram(prog: Program) -> Iterator[Object]:
     :raises LookupError: if this kernel has no zram, or its debugging symbols are
         missing.
     """
+    for _, zram in _numbered(prog):
+        yield zram
+
+
+def _numbered(prog: Program) -> Iterator[tuple[int, Object]]:
     from drgn.helpers.linux.idr import idr_for_each_entry
 
     try:
         # Since v4.2.
         idr = prog.variable("zram_index_idr")
     except LookupError:
-        yield from _zram_array(prog)
+        yield from enumerate(_zram_array(prog))
         return
-    for _, zram in idr_for_each_entry(idr.address_of_(), "struct zram"):
-        yield zram
+    yield from idr_for_each_entry(idr.address_of_(), "struct zram")
 
 
 def _zram_array(prog: Program) -> Iterator[Object]:
@@ -239,6 +243,10 @@ def device_name(zram: Object) -> str:
     try:
         raw: bytes = zram.disk.disk_name.string_()
     except FaultError:
+        # A dump may lack the disk, which has the name.
+        for number, other in _numbered(zram.prog_):
+            if other.value_() == zram.value_():
+                return f"zram{number}"
         return f"zram at {zram.value_():#x}"
     return raw.decode("ascii", "backslashreplace")
 
@@ -471,7 +479,11 @@ def zram_devices(prog: Program, *, file: File | None = None) -> None:
         head = "NAME DISKSIZE ALGORITHM DATA COMPR USED RATIO SAME HUGE WRITTEN STREAMS"
         rows: list[list[object]] = [[*head.split(), "BACKING"]]
         for zram in for_each_zram(prog):
-            device = zram_device(zram)
+            try:
+                device = zram_device(zram)
+            except FaultError:
+                rows.append([printable(device_name(zram)), "not in the dump"])
+                continue
             ratio = device.ratio
             rows.append(
                 [

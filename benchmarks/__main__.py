@@ -18,6 +18,7 @@ NAMES = (
     "decompress",
     "swap",
     "pstore",
+    "zram",
 )
 
 

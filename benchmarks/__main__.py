@@ -16,7 +16,9 @@ NAMES = (
     "mapping",
     "codecs",
     "decompress",
+    "swap",
     "pstore",
+    "zram",
     "ring_buffer",
 )
 

@@ -258,10 +258,8 @@ class Swap:
             if type_ < self._max_areas:
                 return self._area(type_).place(offset)
             return self._special_place(type_, offset)
-        except FaultError as error:
-            return _excluded(error)
-        except (LookupError, ValueError) as error:
-            return Place("damaged", note=one_line(error))
+        except _ERRORS as error:
+            return _unknown(error)
 
     def _special_place(self, type_: int, offset: int) -> Place:
         number = type_ - self._max_areas
@@ -289,10 +287,8 @@ class Swap:
             try:
                 place, last = self._file_place(mapping, index)
                 pages = last - index + 1
-            except FaultError as error:
-                place = _excluded(error)
-            except (LookupError, ValueError) as error:
-                place = Place("damaged", note=one_line(error))
+            except _ERRORS as error:
+                place = _unknown(error)
             pages = min(pages, (end - start) // PAGE_SIZE)
             yield start, pages, place
             start += pages * PAGE_SIZE
@@ -372,8 +368,16 @@ class Swap:
         return 0 < index < min(pages, _MOST_PAGES)
 
 
-def _excluded(error: FaultError) -> Place:
-    return Place("excluded", note=f"what leads to it is not in the dump: {error}")
+# The last is of kernels whose structures are other than any that is known here.
+_ERRORS = (FaultError, LookupError, ValueError, AttributeError)
+
+
+def _unknown(error: Exception) -> Place:
+    if isinstance(error, FaultError):
+        return Place("excluded", note=f"what leads to it is not in the dump: {error}")
+    if isinstance(error, AttributeError):
+        return Place("damaged", note=f"this kernel's swap is not understood: {error}")
+    return Place("damaged", note=one_line(error))
 
 
 class _Area:
@@ -517,10 +521,8 @@ class _Area:
         # Where it is if it is not in the swap cache.
         try:
             return self._stored(offset, zero)
-        except FaultError as error:
-            return _excluded(error)
-        except (LookupError, ValueError) as error:
-            return Place("damaged", note=one_line(error))
+        except _ERRORS as error:
+            return _unknown(error)
 
     def _stored(self, offset: int, zero: bool) -> Place:
         where = (self._name, offset)

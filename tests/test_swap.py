@@ -15,7 +15,7 @@ import cramjam
 import pytest
 from drgn import FaultError, Object
 
-from drgn_tools import swap, swap_areas, zram
+from drgn_tools import mappings, swap, swap_areas, zram
 
 from . import command
 from .pstore_kernel import KERNEL
@@ -404,6 +404,20 @@ def test_extents_of_a_swap_file(
     assert one(kernel).note == "the extents of zram0 are damaged"
 
 
+def test_kernels_that_are_not_understood() -> None:
+    kernel = SwapKernel("6.12")
+    kernel.types = dict(kernel.types)
+    members = kernel.types["struct swap_info_struct"]
+    kernel.types["struct swap_info_struct"] = tuple(
+        ("renamed" if name == "swap_extent_root" else name, kind)
+        for name, kind in members
+    )
+    kernel._known.clear()
+    kernel.swap_out(START, 5)
+    page = one(kernel)
+    assert page.kind == "damaged" and "not understood" in page.note
+
+
 def test_what_zram_says(kernel: SwapKernel, device: dict[int, zram.ZramPage]) -> None:
     kernel.swap_out(START, 5)
     device[5] = zram.ZramPage("written back", None, "written back to /dev/vdb")
@@ -696,6 +710,42 @@ def test_damaged_mappings(kernel: SwapKernel) -> None:
     with pytest.raises(LookupError, match="damaged"):
         list(swap.swap_map(kernel.task))
     assert one(kernel).kind == "damaged"
+
+
+@pytest.mark.parametrize("upper", ["struct maple_arange_64", "struct maple_range_64"])
+def test_trees_of_mappings(upper: str) -> None:
+    """Two levels, and as many mappings as a leaf has room for."""
+    kernel = SwapKernel("6.12")
+
+    def node(kind: str, number: int, slots: list[int], pivots: list[int]) -> int:
+        address = -(-kernel.allocate(512) // 256) * 256
+        for member, values in (("slot", slots), ("pivot", pivots)):
+            at = address + kernel.member(kind, member)
+            kernel.poke(at, struct.pack(f"<{len(values)}Q", *values))
+        return address | number << 3 | 2
+
+    wanted, leaves, ends = [], [], []
+    for leaf in range(4):
+        slots, pivots = [], []
+        # The second is full: its last pivot is its parent's.
+        for number in range(15 if leaf == 1 else 5):
+            start = START + (leaf << 30) + number * 4 * PAGE
+            area = kernel.put(
+                "struct vm_area_struct", vm_start=start, vm_end=start + PAGE
+            )
+            wanted.append((start, start + PAGE))
+            slots += [area] if leaf == 1 else [0, area]
+            pivots += [start + PAGE - 1] if leaf == 1 else [start - 1, start + PAGE - 1]
+        ends.append(START + ((leaf + 1) << 30) - 1)
+        if len(pivots) < 15:
+            slots, pivots = [*slots, 0], [*pivots, ends[-1]]
+        leaves.append(node("struct maple_range_64", 1, slots, pivots))
+    ends[-1] = (1 << 64) - 1
+    root = node(upper, 3 if "arange" in upper else 2, leaves, ends)
+    at = kernel.mm + kernel.member("struct mm_struct", "mm_mt") + 8
+    kernel.poke(at, root.to_bytes(8, "little"))
+    found = [(m.start, m.end) for m in mappings.for_each_mapping(kernel.task.mm)]
+    assert found == wanted
 
 
 def test_mappings_without_end() -> None:

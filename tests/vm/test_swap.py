@@ -13,10 +13,11 @@ from pathlib import Path
 
 import drgn
 import pytest
-from drgn.helpers.linux.mm import access_process_vm
-from drgn.helpers.linux.pid import find_task
+from drgn.helpers.linux.mm import access_process_vm, for_each_vma
+from drgn.helpers.linux.pid import find_task, for_each_task
 
 from drgn_tools import swap
+from drgn_tools.mappings import for_each_mapping
 from tests import command
 
 from . import dumps, peers, zram_guests
@@ -62,6 +63,25 @@ def test_resident_memory_is_what_drgn_reads(spec: dumps.Spec) -> None:
     assert kinds.pop("poison") == {"resident"} | poison
     assert kinds.keys() == {"anon", "thp", "zero", "ksm", "hugetlb"}
     assert all(found == {"resident"} for found in kinds.values())
+
+
+@pytest.mark.parametrize("spec", dumps.MATRIX[::2], ids=lambda spec: spec.name)
+def test_mappings_are_those_that_drgn_finds(spec: dumps.Spec) -> None:
+    dump = next(dump for dump in dumps.both(spec) if dump.kind == "vmcore")
+    prog = drgn.Program()
+    prog.set_core_dump(dump.path)
+    prog.load_debug_info([dump.kernel.vmlinux])
+    most = 0
+    for task in for_each_task(prog):
+        if not task.mm:
+            continue
+        found = [(m.start, m.end, m.first) for m in for_each_mapping(task.mm)]
+        assert found == [
+            (v.vm_start.value_(), v.vm_end.value_(), v.vm_pgoff.value_())
+            for v in for_each_vma(task.mm)
+        ]
+        most = max(most, len(found))
+    assert most > 4
 
 
 def opened(guest: Guest, path: Path) -> drgn.Program:

@@ -8,7 +8,17 @@ import subprocess
 import sys
 
 # The order of docs/benchmarks.md.
-NAMES = ("extract", "profile", "growth", "memory", "mapping", "codecs", "pstore")
+NAMES = (
+    "extract",
+    "profile",
+    "growth",
+    "memory",
+    "mapping",
+    "codecs",
+    "decompress",
+    "pstore",
+    "zram",
+)
 
 
 def main() -> None:

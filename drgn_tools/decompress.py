@@ -50,8 +50,7 @@ def decompress(
     codec = _codec(algorithm)
     try:
         page = codec.exact(bytes(data), size, dictionary, window_bits)
-    # Each library has its own errors.
-    except Exception as why:
+    except ValueError as why:
         raise BadStream(f"{algorithm} data is damaged: {why}") from None
     if len(page) != size:
         raise BadStream(f"{algorithm} data is of {len(page)} bytes, not of {size}")
@@ -76,7 +75,7 @@ def decompress_prefix(
     codec = _codec(algorithm)
     try:
         page, used = codec.prefix(bytes(data), size, dictionary, window_bits)
-    except Exception as why:
+    except ValueError as why:
         raise BadStream(f"{algorithm} data is damaged: {why}") from None
     if len(page) != size:
         raise BadStream(f"{algorithm} data is of {len(page)} bytes, not of {size}")
@@ -219,14 +218,21 @@ def _zstd_prefix(
     # As much as it claims is allocated.
     if content is not None and content != size:
         raise ValueError(f"it is of {content} bytes")
-    page = _zstd_context(dictionary).decompress(data[:used], max_output_size=size)
-    return page, used
+    import zstandard
+
+    try:
+        context = _zstd_context(dictionary)
+        return context.decompress(data[:used], max_output_size=size), used
+    except zstandard.ZstdError as why:
+        raise ValueError(str(why)) from None
 
 
 def _zstd_frame(data: bytes) -> tuple[int, int | None]:
     """Length of the frame, and of its content if it says so."""
     if data[:4] != b"\x28\xb5\x2f\xfd":
         raise ValueError("it does not start as zstd does")
+    if len(data) < 5:
+        raise ValueError("it is cut short")
     flags = data[4]
     single = flags >> 5 & 1
     at = 5 + (not single) + (0, 1, 2, 4)[flags & 3]

@@ -47,20 +47,20 @@ _REPEAT, _ZEROS, _SHORT, _END = 0x1B, 0x1C, 0x1D, 0x1E
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-def _actions(op: str) -> list[tuple[int, int, int]]:
-    """Bytes, bits and, of an index, the size of its ring."""
+def _actions(op: str) -> list[tuple[int, int, int, int]]:
+    """Bytes, bits, these as a mask and, of an index, the size of its ring."""
     actions = []
     for action in op.split():
         size = int(action[1])
         data = action[0] == "D"
         bits = 8 * size if data else _INDEX_BITS[size]
-        actions.append((size, bits, 0 if data else size << bits))
+        actions.append((size, bits, (1 << bits) - 1, 0 if data else size << bits))
     return actions
 
 
 _ACTIONS = [_actions(op) for op in _OPS]
 # Bits of each operation, its number included; of short data, without the data.
-_BITS = [5 + sum(bits for _, bits, _ in actions) for actions in _ACTIONS]
+_BITS = [5 + sum(bits for _, bits, _, _ in actions) for actions in _ACTIONS]
 _BITS += [5] * (32 - len(_BITS))
 _BITS[_REPEAT] += 6
 _BITS[_SHORT] += 3
@@ -96,21 +96,23 @@ def decode(data: bytes, size: int, out: bytearray) -> int:
         if op < len(_ACTIONS):
             if room < 8:
                 raise ValueError("it is too long")
-            for count, bits, ring in _ACTIONS[op]:
+            # Indices are into rings of what is there before the operation, which only
+            # the last bytes make no multiple of 8.
+            done = len(out)
+            if done & 7:
+                raise ValueError("its last bytes are not the last")
+            for count, bits, mask, ring in _ACTIONS[op]:
                 left -= bits
-                value = window >> left & (1 << bits) - 1
-                if not ring:
+                value = window >> left & mask
+                if ring:
+                    start = done - done % ring + value * count
+                    if start >= done:
+                        start -= ring
+                    if start < 0:
+                        raise ValueError("it refers to what is not there yet")
+                    out += out[start : start + count]
+                else:
                     out += value.to_bytes(count, "big")
-                    continue
-                # The index is into a ring of what was whole before.
-                done = len(out) & ~7
-                offset = value * count
-                if done > ring:
-                    lap = done - done % ring
-                    offset += lap - ring if offset >= done - lap else lap
-                if offset + count > done:
-                    raise ValueError("it refers to what is not there yet")
-                out += out[offset : offset + count]
         elif op == _ZEROS:
             if room < 8:
                 raise ValueError("it is too long")

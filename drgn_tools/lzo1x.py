@@ -39,13 +39,9 @@ import functools
 import re
 from typing import Callable
 
-# What looks like a run of zeros: opcode, distance, count. The first is found fast.
-_ANY_RUN = re.compile(rb"\xff(?<=[\x18-\x1f][\xfc-\xff]\xff).", re.DOTALL)
-_RUNS = (
-    # Negative numbers in programs look like 2044 zeros and more, which are rare.
-    re.compile(rb"([\x18-\x1f][\xfc-\xff]\xff[^\xff])", re.DOTALL),
-    re.compile(rb"([\x18-\x1f][\xfc-\xff]\xff.)", re.DOTALL),
-)
+# What looks like a run of zeros: opcode, distance, count; from its third byte on, which
+# is found fast.
+_RUN = re.compile(rb"\xff(?<=[\x18-\x1f][\xfc-\xff]\xff).", re.DOTALL)
 _END = b"\x11\0\0"
 # The largest page that is decompressed fast.
 _MOST = 4096
@@ -104,6 +100,19 @@ _WAYS = (
 )
 
 
+def _split(body: bytes, ends: list[int]) -> list[bytes]:
+    """A place, the first byte's start, and by turns what is no run and what may be."""
+    pieces = [b"", _STARTS[body[0]]]
+    at = 1
+    for end in ends:
+        # The last byte of one may look like the first of another.
+        if end - 4 >= at:
+            pieces += (body[at : end - 4], body[end - 4 : end])
+            at = end
+    pieces.append(body[at:])
+    return pieces
+
+
 def decompress(data: bytes, size: int) -> bytes | None:
     """
     Decompress *data* as a whole, to *size* bytes at the most.
@@ -115,22 +124,29 @@ def decompress(data: bytes, size: int) -> bytes | None:
     # liblzo takes any count for the end marker's, even one with bytes of its own.
     if data[-3:] != _END or data[:-3].rstrip(b"\0").endswith(b"\x10"):
         return None
-    runs = data[:1] == b"\x11" and len(data) >= 5
-    body = data[2:] if runs else data
-    try:
-        if not runs or not data[1] or not _ANY_RUN.search(body, 1):
+    versioned = data[0] == 17 and len(data) >= 5
+    body = data[2:] if versioned else data
+    runs: list[int] = []
+    if versioned and data[1]:
+        # The first byte is no instruction.
+        runs = [run.end() for run in _RUN.finditer(body, 3)]
+    if not runs:
+        try:
             page: bytes = lzo.decompress(body, False, size)
             return page
-    except lzo.error:
-        return None
+        except lzo.error:
+            return None
     if size > _MOST:
         return None
-    for pattern in _RUNS:
-        pieces = [b"", _STARTS[body[0]], *pattern.split(body[1:])]
+    # Negative numbers in programs look like 2044 zeros and more, which are rare.
+    short = [end for end in runs if body[end - 1] != 0xFF]
+    for ends in (short, runs) if len(short) < len(runs) else (runs,):
+        pieces = _split(body, ends)
         found = pieces[3::2]
         pages: list[bytes] = []
         try:
-            for before, pieces[0], replacement in _WAYS:
+            for before, front, replacement in _WAYS:
+                pieces[0] = front
                 pieces[3::2] = map(replacement, found)
                 content = lzo.decompress(b"".join(pieces), False, before + size)
                 pages.append(content[before:])
@@ -157,19 +173,22 @@ def decode(data: bytes, size: int, out: bytearray) -> int:
 
 
 def _decode(data: bytes, size: int, out: bytearray) -> int:
-    at = 0
+    at = done = state = 0
     runs = False
     # Without a version, no stream starts with 17 but the empty one.
     if len(data) >= 5 and data[0] == 17:
         runs = data[1] != 0
         at = 2
-    state = 0
     if data[at] > 17:
-        literals = data[at] - 17
-        out += _literals(data, at + 1, literals, size)
-        at += 1 + literals
-        state = min(literals, 4)
+        done = data[at] - 17
+        if done > size:
+            raise ValueError("it is too long")
+        at += 1
+        out += data[at : at + done]
+        at += done
+        state = min(done, 4)
     while True:
+        # Literals that are not all there end here, too.
         op = data[at]
         at += 1
         if op >= 64:
@@ -211,7 +230,10 @@ def _decode(data: bytes, size: int, out: bytearray) -> int:
             if not count:
                 count, at = _length(data, at, 15)
             count += 3
-            out += _literals(data, at, count, size - len(out))
+            done += count
+            if done > size:
+                raise ValueError("it is too long")
+            out += data[at : at + count]
             at += count
             state = 4
             continue
@@ -224,12 +246,12 @@ def _decode(data: bytes, size: int, out: bytearray) -> int:
                 count = 2
             state = op & 3
             at += 1
-        done = len(out)
-        if done + count + state > size:
-            raise ValueError("it is too long")
         start = done - distance
         if start < 0:
             raise ValueError("it refers to what is before its start")
+        done += count + state
+        if done > size:
+            raise ValueError("it is too long")
         if distance >= count:
             out += out[start : start + count]
         elif distance:
@@ -237,7 +259,7 @@ def _decode(data: bytes, size: int, out: bytearray) -> int:
         else:
             out += bytes(count)
         if state:
-            out += _literals(data, at, state, state)
+            out += data[at : at + state]
             at += state
 
 
@@ -246,12 +268,3 @@ def _length(data: bytes, at: int, base: int) -> tuple[int, int]:
         base += 255
         at += 1
     return base + data[at], at + 1
-
-
-def _literals(data: bytes, at: int, count: int, room: int) -> bytes:
-    if count > room:
-        raise ValueError("it is too long")
-    literals = data[at : at + count]
-    if len(literals) < count:
-        raise ValueError("it is cut short")
-    return literals

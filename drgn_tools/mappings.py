@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from drgn import FaultError, Object, cast
 
+_PAGE_SIZE = 4096
 # enum maple_type (:linux:`include/linux/maple_tree.h`).
 _LEAF, _RANGE, _ARANGE = 1, 2, 3
 _NODE_MASK = 0xFF
@@ -52,7 +53,10 @@ def for_each_mapping(mm: Object) -> Iterator[Mapping]:
     for vma in _areas(mm):
         area = vma[0].read_()
         mapping = _mapping(area)
-        if not end <= mapping.start < mapping.end:
+        # All are of pages.
+        if not end <= mapping.start < mapping.end or (
+            (mapping.start | mapping.end) % _PAGE_SIZE
+        ):
             raise DamagedMappings(f"what is mapped behind {end:#x} is damaged")
         end = mapping.end
         yield mapping

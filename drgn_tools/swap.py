@@ -34,6 +34,8 @@ __all__ = (
 )
 
 _PAGE_SIZE = 4096
+# How many times over a task maps all of the machine's memory, at the most.
+_MAPPED = 16
 # Pages decompressed together.
 _BATCH = 256
 # Of a running kernel: how often a page may move while it is read.
@@ -197,6 +199,7 @@ class _Reader:
         self._swap = _swap(mm.prog_)
         self._mask = page_tables.address_mask(mm.prog_)
         self._mappings = mappings.Mappings(mm)
+        self._looked_at = 0
 
     def spans(self, start: int, end: int) -> Iterator[_Span]:
         from drgn_tools import page_tables
@@ -241,8 +244,7 @@ class _Reader:
                 place = Place("untouched", note="it was never touched")
                 yield address, (stop - address) // _PAGE_SIZE, place
             else:
-                for page in range(address, stop, _PAGE_SIZE):
-                    yield page, 1, self._swap.file_place(mapping, page)
+                yield from self._swap.file_places(mapping, address, stop)
             address = stop
 
     def read(
@@ -289,6 +291,9 @@ class _Reader:
                     stop = address + count * _PAGE_SIZE
                     yield _range(address, stop, place, place.note)
                     continue
+                self._looked_at += count
+                if self._looked_at > _MAPPED * self._swap.max_pfn:
+                    raise ValueError("the task maps more than there can be: damaged")
                 # Whether the dump has it.
                 for number, (found, _, why) in enumerate(self.read(count, place)):
                     page = address + number * _PAGE_SIZE

@@ -70,7 +70,10 @@ class Frames:
     def __init__(self, prog: Program) -> None:
         self._prog = prog
         # What is mapped where a task has only read.
-        self._zero = _zero_pfn(prog)
+        self._zero = _number(prog, "zero_page_pfn")
+        if self._zero is None:
+            # Until 7.1.
+            self._zero = _number(prog, "zero_pfn")
         self._runs = _runs_with_data(prog)
 
     def read(self, pfn: int, count: int) -> Iterator[tuple[bytes | None, str]]:
@@ -111,14 +114,11 @@ class Frames:
         return None, f"page frame {pfn:#x} is left out of the dump, or was all zeros"
 
 
-def _zero_pfn(prog: Program) -> int | None:
-    # The second until 7.1.
-    for name in ("zero_page_pfn", "zero_pfn"):
-        try:
-            return int(prog.variable(name).value_())
-        except (LookupError, FaultError):
-            pass
-    return None
+def _number(prog: Program, name: str) -> int | None:
+    try:
+        return int(prog.variable(name).value_())
+    except (LookupError, FaultError):
+        return None
 
 
 def _runs_with_data(prog: Program) -> list[tuple[int, int]] | None:
@@ -249,6 +249,8 @@ class Swap:
         except LookupError:
             self._head = prog.type("struct page *")
         self._shmem_aops = _address_of(prog, "shmem_aops")
+        # Page frames of the machine.
+        self.max_pfn = _number(prog, "max_pfn") or self._pfn_mask
 
     def place(self, type_: int, offset: int) -> Place:
         """Where the page of a swap entry, or of what looks like one, is."""
@@ -273,36 +275,50 @@ class Swap:
         marks = [name for bit, name in _MARKS if offset & bit]
         return Place(kind, note=_NOTES.get(kind) or ", ".join(marks) or f"{offset:#x}")
 
-    def file_place(self, mapping: Mapping, address: int) -> Place:
-        """Where a page of a file, or of shared memory, is that nobody maps there."""
-        try:
-            return self._file_place(mapping, address)
-        except FaultError as error:
-            return _excluded(error)
-        except (LookupError, ValueError) as error:
-            return Place("damaged", note=one_line(error))
+    def file_places(
+        self, mapping: Mapping, start: int, end: int
+    ) -> Iterator[tuple[int, int, Place]]:
+        """
+        Where pages of a file, or of shared memory, are that the task does not map.
 
-    def _file_place(self, mapping: Mapping, address: int) -> Place:
+        :return: parts of a mapping: address, pages, and where they are.
+        """
+        while start < end:
+            index = mapping.first + (start - mapping.start) // PAGE_SIZE
+            pages = 1
+            try:
+                place, last = self._file_place(mapping, index)
+                pages = last - index + 1
+            except FaultError as error:
+                place = _excluded(error)
+            except (LookupError, ValueError) as error:
+                place = Place("damaged", note=one_line(error))
+            pages = min(pages, (end - start) // PAGE_SIZE)
+            yield start, pages, place
+            start += pages * PAGE_SIZE
+
+    def _file_place(self, mapping: Mapping, index: int) -> tuple[Place, int]:
+        # Of a page, and to which page it is the same if it is nowhere.
         space = mapping.pages
         assert space is not None
-        index = mapping.first + (address - mapping.start) // PAGE_SIZE
-        entry, first = self.xarrays.find(space.i_pages.address_, index)
+        entry, first, last = self.xarrays.find(space.i_pages.address_, index)
         shared = self._shmem_aops and space.a_ops.value_() == self._shmem_aops
         if entry & 1 and shared:
             # A swp_entry_t, of large folios for several pages.
             value = (entry >> 1) + index - first
-            return self.place(value >> _TYPE_SHIFT, value & ((1 << _TYPE_SHIFT) - 1))
+            offset = value & ((1 << _TYPE_SHIFT) - 1)
+            return self.place(value >> _TYPE_SHIFT, offset), index
         if not entry and shared:
-            return Place("untouched", note="it was never touched")
+            return Place("untouched", note="it was never touched"), last
         if not entry or entry & 3:
             # A value is for the working set.
-            return Place("file", note="it is only in the file")
+            return Place("file", note="it is only in the file"), last
         pfn = self.page(entry)[1]
         head = Object(self.prog, self._head, entry)
         number = index - head.index.value_()
         if head.mapping.value_() != space.value_() or not self._is_among(number, entry):
             raise _Damaged("the page in the page cache is of another place")
-        return Place("page cache", pfn=pfn + number)
+        return Place("page cache", pfn=pfn + number), index
 
     def _area(self, number: int) -> _Area:
         area = self._areas.get(number)

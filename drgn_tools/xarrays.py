@@ -9,10 +9,13 @@ memory is read by pages, and no lookup is longer than the tree is high.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from drgn import Program, ProgramFlags
 
 _PAGE_SIZE = 4096
 _KEPT_PAGES = 4096
+_LAST = (1 << 64) - 1
 
 
 class DamagedTree(LookupError):
@@ -55,6 +58,16 @@ class Memory:
         return self.number(address, 8)
 
 
+class Found(NamedTuple):
+    """What an xarray has at an index."""
+
+    entry: int
+    first: int
+    """The first index that it is for: an entry may be for several."""
+    last: int
+    """The last index for which this is known."""
+
+
 class Xarrays:
     """What all xarrays of a kernel have in common."""
 
@@ -64,6 +77,8 @@ class Xarrays:
         slots = node.member("slots")
         self._memory = memory
         self._shift = node.member("shift").offset
+        self._offset = node.member("offset").offset
+        self._parent = node.member("parent").offset
         self._slots = slots.offset
         # XA_CHUNK_SIZE: 64, or 16 with CONFIG_BASE_SMALL.
         self._chunk = slots.type.length or 64
@@ -77,41 +92,52 @@ class Xarrays:
         :raises DamagedTree: if that cannot be told.
         :raises FaultError: if a node is not in the dump.
         """
-        return self.find(xa, index)[0]
+        return self.find(xa, index).entry
 
-    def find(self, xa: int, index: int) -> tuple[int, int]:
-        """
-        Like :meth:`load`, and the first index that has the same entry, of which it
-        may be for several.
-        """
+    def find(self, xa: int, index: int) -> Found:
+        """Like :meth:`load`, and for which indexes it is the same."""
         entry = self._memory.word(xa + self._head)
         if not _is_node(entry):
             # Of index 0 only.
-            return (0 if index or _is_internal(entry) else entry), 0
-        shift = -1
+            if index:
+                return Found(0, 1, _LAST)
+            return Found(_entry(entry), 0, 0)
+        node = entry - 2
+        shift = self._memory.number(node + self._shift, 1)
+        # More would be beyond any index.
+        if shift >= 64:
+            raise DamagedTree("an xarray is damaged")
+        end = 1 << (shift + self._bits)
+        if index >= end:
+            return Found(0, end, _LAST)
         while True:
-            node = entry - 2
-            found = self._memory.number(node + self._shift, 1)
-            if shift < 0:
-                if found >= 64:
-                    raise DamagedTree("an xarray is damaged")
-                if index >> (found + self._bits):
-                    return 0, index
-            elif found != shift - self._bits:
-                raise DamagedTree("an xarray is damaged")
-            shift = found
             slots = node + self._slots
             slot = index >> shift & self._chunk - 1
             entry = self._memory.word(slots + 8 * slot)
+            first = index >> shift << shift
+            last = first + (1 << shift) - 1
             if _is_internal(entry) and entry >> 2 < self._chunk:
                 # A sibling: one of several slots that have the same entry.
                 slot = entry >> 2
                 entry = self._memory.word(slots + 8 * slot)
+                above = index >> (shift + self._bits) << self._bits
+                first = (above | slot) << shift
             if not _is_node(entry):
-                above = index >> (shift + self._bits) << self._bits | slot
-                return (0 if _is_internal(entry) else entry), above << shift
-            if not shift:
+                return Found(_entry(entry), first, last)
+            # The child of one parent, in one place, and lower.
+            child = entry - 2
+            if (
+                self._memory.number(child + self._shift, 1) != shift - self._bits
+                or self._memory.number(child + self._offset, 1) != slot
+                or self._memory.word(child + self._parent) != node
+            ):
                 raise DamagedTree("an xarray is damaged")
+            node, shift = child, shift - self._bits
+
+
+def _entry(entry: int) -> int:
+    # What is being changed just now is as good as nothing.
+    return 0 if _is_internal(entry) else entry
 
 
 def _is_internal(entry: int) -> bool:

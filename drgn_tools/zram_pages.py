@@ -9,8 +9,7 @@ From slots to what was written, many at a time. From
 
 from __future__ import annotations
 
-import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -214,6 +213,10 @@ class Reader:
         self.count = slot_count(zram)
         """How many slots there are."""
         self.layout = read_layout(zram)
+        fields: Any = np.dtype(self.layout.entry).fields
+        self.word: int = fields["handle"][0].itemsize
+        """Bytes of an unsigned long."""
+        self._order: Any = "little" if is_little(self.prog) else "big"
         self.table: int = where(zram, "table").value_()
         # Before v3.10 and since v4.12 it is in struct zram.
         self.pool = where(zram, "mem_pool")
@@ -335,24 +338,13 @@ class Reader:
         elif kind == IN_FLIGHT:
             note = "it was being written: the old page is gone, the new not yet there"
         else:
-            word = struct.Struct(
-                f"{'<' if is_little(self.prog) else '>'}"
-                f"{'Q' if self.word == 8 else 'I'}"
-            )
-            data = word.pack(handle) * (self.page_size // word.size)
+            word = handle.to_bytes(self.word, self._order)
+            data = word * (self.page_size // self.word)
             # The flag is set before the pattern.
             note = "its slot was locked: it may have been changing"
             if not slots.locked[place]:
                 note = ""
         return ZramPage(KINDS[kind], data, note)
-
-    @property
-    def word(self) -> int:
-        """Bytes of ``handle``."""
-        entry = np.dtype(self.layout.entry)
-        fields = entry.fields
-        assert fields is not None
-        return fields["handle"][0].itemsize
 
     def _where_written(self, slots: Slots, place: int) -> str:
         block = int(slots.handle[place])

@@ -137,10 +137,18 @@ def counter(zram: Object, *names: str) -> int:
 
 
 def pool_pages(zram: Object) -> tuple[int, int]:
-    """Pages that a device's pool has, and how many compaction has freed."""
+    """
+    Pages that a device's pool has, and how many compaction has freed.
+
+    :raises LookupError: if zsmalloc's debugging symbols are missing.
+    """
     if not slot_count(zram):
         return 0, 0
     pool = where(zram, "mem_pool")
+    if not pool.type_.type.has_member("pages_allocated"):
+        raise LookupError(
+            "struct zs_pool is unknown: the debugging symbols of zsmalloc are missing"
+        )
     compacted = 0
     if pool.type_.type.has_member("stats"):
         compacted = _number(pool.stats.pages_compacted)

@@ -250,6 +250,7 @@ class SwapKernel(FakeKernel):
         pointer = self.allocate(64 * FRAMES)
         self.vmemmap = pointer
         self.variable("vmemmap", "pointer struct page", "vmemmap", pointer)
+        self.variable("max_pfn", "long", "mm/memblock.c", FRAMES)
         for name in ("memory_failure", "migrate_pages"):
             self.functions[name] = KERNEL
         if levels == 5:
@@ -409,6 +410,8 @@ class SwapKernel(FakeKernel):
                 for slot, value in slots.items():
                     at = self.member("struct xa_node", "slots") + 8 * slot
                     self.poke(node + at, _word(value))
+                    if shift:
+                        self.put("struct xa_node", value - 2, offset=slot, parent=node)
                 nodes[index] = node | 2
             shift += 6
             if list(nodes) == [0]:

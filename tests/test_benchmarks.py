@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import codecs, extract, profile, report
+from benchmarks import codecs, decompress, extract, profile, report
 from drgn_tools.codecs import CODECS
 from drgn_tools.vmcore import open_vmcore
 from tests.synthetic import Machine, write_elf
@@ -49,6 +49,14 @@ def test_codecs(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in CODECS:
         # The project's own choice is always there.
         assert f"| {name:<6} | drgn_tools.codecs" in said
+
+
+def test_decompress(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    decompress.main([str(dump), "--pages", "30", "--runs", "1"])
+    said = capsys.readouterr().out
+    for algorithm, _, readers in decompress.CASES:
+        for name in readers:
+            assert f"| {algorithm:<9} | {name:<21} |" in said
 
 
 def test_codecs_not_installed() -> None:

@@ -6,7 +6,10 @@ from __future__ import annotations
 import io
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import cramjam
 import pytest
@@ -14,6 +17,7 @@ from drgn import FaultError, Object
 
 from drgn_tools import swap, swap_areas, zram
 
+from . import command
 from .pstore_kernel import KERNEL
 from .swap_kernel import (
     ERAS,
@@ -591,6 +595,30 @@ def test_large_folios_of_shared_memory(
         assert (page.slot, page.data) == (80 + number, content(number))
 
 
+def test_files_that_are_mostly_holes(kernel: SwapKernel, shared: int) -> None:
+    """Mapped is more than could be looked at page by page."""
+    file = kernel.file("data", shared)
+    kernel.map(START, START + (1 << 40), vm_file=file)
+    pfn = kernel.frame(content(1))
+    far = 1 << 27
+    page = kernel.page(pfn, flags=UPTODATE, mapping=shared, index=far)
+    pages_of(kernel, shared, {far: page})
+    found = list(swap.swap_map(kernel.task))
+    assert [(f.start, f.pages, f.kind) for f in found] == [
+        (START, far, "file"),
+        (START + far * PAGE, 1, "page cache"),
+        (START + (far + 1) * PAGE, (1 << 28) - far - 1, "file"),
+    ]
+
+
+def test_more_is_mapped_than_there_can_be(kernel: SwapKernel) -> None:
+    for number in range(64):
+        kernel.entry(START + (number << 30), 0xE7, 2)
+    kernel.map(START, START + (1 << 36))
+    with pytest.raises(ValueError, match="more than there can be"):
+        list(swap.swap_map(kernel.task))
+
+
 def test_hugetlbfs_is_left_alone(kernel: SwapKernel, shared: int) -> None:
     kernel.map(START, START + (1 << 21), vm_flags=0x400000, vm_file=kernel.file("x", 1))
     assert one(kernel).kind == "untouched"
@@ -777,6 +805,32 @@ def test_zeros_of_filtered_elf_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     # The page of zeros that everybody maps is known.
     kernel.variable("zero_pfn", "long", "mm/memory.c", blank)
     assert one(kernel, START)[1:5] == ("resident", "", None, bytes(PAGE))
+
+
+def test_the_plugin_is_cheap() -> None:
+    code = (
+        "import sys, drgn_tools._plugin, drgn_tools.swap;"
+        "print({'numpy', 'click', 'zstandard'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "set()\n"
+
+
+def test_command_lines(tmp_path: Path) -> None:
+    (tmp_path / "dump").write_bytes(b"no dump")
+    dump = str(tmp_path / "dump")
+    for arguments, status in (
+        ([dump], 2),
+        ([dump, "--pid", "0"], 2),
+        ([dump, "--pid", "1", "--size", "1"], 2),
+        ([dump, "--pid", "1", "--address", "-1"], 2),
+        ([dump, "--pid", "1", "--address", "x"], 2),
+        ([dump, "--pid", "1", "-o", "file"], 2),
+        ([dump, "--pid", "1", "--address=1", "--size=1", "-o", "file", "--json"], 2),
+        ([dump, "--pid", "1"], 1),
+        ([f"{dump}.not", "--pid", "1"], 1),
+    ):
+        command.assert_refused(command.drgn_tools("swap", *arguments), status)
 
 
 def test_other_machines(kernel: SwapKernel) -> None:

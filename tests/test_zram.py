@@ -43,7 +43,9 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ),
     "deflate": deflated,
 }
-TIMES = [era for era, what in ERAS.items() if "ac_time" in str(what.entry) or era > "7"]
+# Those that keep when a slot was accessed.
+_TIMED = {"ac_time", "attr"}
+TIMES = [era for era, what in ERAS.items() if dict(what.entry).keys() & _TIMED]
 
 
 def text_page(number: int) -> bytes:
@@ -440,6 +442,19 @@ def test_an_unknown_table_is_refused() -> None:
     kernel.types["struct zram_table_entry"] = entry
     with pytest.raises(LookupError, match="unknown layout"):
         zram.zram_read(kernel.device, 0)
+
+
+@pytest.mark.parametrize(
+    "helper", [zram.zram_devices, zram.zram_mm_stat, zram.zram_pools]
+)
+def test_without_symbols_of_zsmalloc(helper: Callable[..., None]) -> None:
+    kernel = ZramKernel("6.1")
+    kernel.streams([b""])
+    # As if it were only declared.
+    kernel.types["struct zs_pool"] = ()
+    kernel.missing_types = ("struct zs_pool",)
+    with pytest.raises(LookupError, match="symbols of zsmalloc are missing"):
+        printed(helper, kernel)
 
 
 def test_missing_memory_is_named() -> None:

@@ -239,6 +239,7 @@ class ZramKernel:
         self.chance.shuffle(self.pages)
         self.used = 16
         self.missing: set[int] = set()
+        self.missing_types: tuple[str, ...] = ()
         self.reads = 0
         self.on_read: Callable[[int], None] | None = None
         self.prog = Program(platform)
@@ -514,6 +515,8 @@ class ZramKernel:
     def _find_type(
         self, prog: Program, kinds: Any, name: str, filename: str | None
     ) -> Type | None:
+        if f"struct {name}" in self.missing_types:
+            return None
         if TypeKind.STRUCT in kinds and f"struct {name}" in self.types:
             return self._type(f"struct {name}")
         return self._enum(name) if TypeKind.ENUM in kinds else None

@@ -17,11 +17,12 @@ from drgn.helpers.linux.mm import access_process_vm
 from drgn.helpers.linux.pid import find_task
 
 from drgn_tools import swap
+from tests import command
 
 from . import dumps, peers, zram_guests
 from .known_pages import PAGE
 from .test_extract import extract
-from .zram_guests import Guest, Spec
+from .zram_guests import Guest
 
 BY_KERNEL = {spec.kernel: spec for spec in zram_guests.MATRIX if spec.devices}
 
@@ -80,8 +81,8 @@ def test_elf_cores_that_lack_pages(kernel: str, writer: str, tmp_path: Path) -> 
     if writer == "extract":
         extract(source, target, "-d", "31", "-E")
     else:
-        command = [*peers.argv("makedumpfile-sid"), "-E", "-d", "31"]
-        done = subprocess.run([*command, source, target], capture_output=True)
+        argv = [*peers.argv("makedumpfile-sid"), "-E", "-d", "31"]
+        done = subprocess.run([*argv, source, target], capture_output=True)
         assert done.returncode == 0, done.stdout + done.stderr
     prog = opened(guest, target)
     kinds: collections.Counter[str] = collections.Counter()
@@ -104,14 +105,17 @@ def test_elf_cores_that_lack_pages(kernel: str, writer: str, tmp_path: Path) -> 
         assert kinds.keys() - {"zero"} == {"excluded", "untouched", "zram"}
 
 
-def run(spec: Spec, guest: Guest, *options: str) -> subprocess.CompletedProcess[str]:
-    process = guest.processes()[0]
+def symbols(guest: Guest) -> list[Path]:
     names = ("vmlinux", "zram", "zsmalloc")
-    symbols = [f for f in guest.kernel.debug_files() if f.stem in names]
-    command = [sys.executable, "-m", "drgn_tools", "swap", str(guest.dump("vmcore"))]
-    command += [f"--symbols={path}" for path in symbols]
-    command += [f"--address={process.start:#x}", f"--size={process.pages * PAGE}"]
-    return subprocess.run([*command, *options], capture_output=True, text=True)
+    return [file for file in guest.kernel.debug_files() if file.stem in names]
+
+
+def run(guest: Guest, *options: str) -> subprocess.CompletedProcess[str]:
+    process = guest.processes()[0]
+    argv = [sys.executable, "-m", "drgn_tools", "swap", str(guest.dump("vmcore"))]
+    argv += [f"--symbols={path}" for path in symbols(guest)]
+    argv += [f"--address={process.start:#x}", f"--size={process.pages * PAGE}"]
+    return subprocess.run([*argv, *options], capture_output=True, text=True)
 
 
 def test_command(tmp_path: Path) -> None:
@@ -121,23 +125,71 @@ def test_command(tmp_path: Path) -> None:
     pid = f"--pid={process.pid}"
     target = tmp_path / "memory"
 
-    done = run(spec, guest, pid, "-o", str(target))
+    done = run(guest, pid, "-o", str(target))
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{spec.held} pages written, 16 untouched, 0 missing" in done.stdout
     assert target.read_bytes() == b"".join(zram_guests.memory(spec, process.name))
     assert target.stat().st_mode & 0o777 == 0o600
 
-    done = run(spec, guest, pid, "--json")
+    done = run(guest, pid, "--json")
     told = json.loads(done.stdout)
     assert (told["pid"], told["comm"]) == (process.pid, "pages-parent")
     assert sum(told["pages"].values()) == process.pages
     assert sum(one["pages"] for one in told["ranges"]) == process.pages
-    listed = run(spec, guest, pid).stdout
+    listed = run(guest, pid).stdout
     for kind, pages in told["pages"].items():
         assert f"{pages:5}  {kind}\n" in listed
+    assert in_drgn(guest) == [listed, listed]
 
-    done = run(spec, guest, "--pid=2")
+    done = run(guest, "--pid=2")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "drgn-tools: task 2 has no memory of its own\n"
-    done = run(spec, guest, "--pid=4000000")
+    done = run(guest, "--pid=4000000")
     assert done.stderr == "drgn-tools: there is no task 4000000\n"
+
+
+def in_drgn(guest: Guest) -> list[str]:
+    """Return what the helper prints in drgn, and what the command does."""
+    process = guest.processes()[0]
+    size = process.pages * PAGE
+    code = (
+        "from drgn.commands import run_command\n"
+        f"swap_where({process.pid}, address={process.start}, size={size})\n"
+        "print('@')\n"
+        f"run_command(prog, 'swap_where {process.pid} --address {process.start:#x}"
+        f" --size {size}')\n"
+    )
+    argv = [sys.executable, "-m", "drgn", "--quiet", "-c", str(guest.dump("vmcore"))]
+    argv += [word for path in symbols(guest) for word in ("-s", str(path))]
+    done = subprocess.run(
+        [*argv, "-e", code],
+        capture_output=True,
+        text=True,
+        env=command.environment(DRGN_PLUGINS="drgn_tools=drgn_tools._plugin"),
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("@\n")
+
+
+def test_command_on_a_filtered_dump(tmp_path: Path) -> None:
+    """What is missing is a hole, is named, and makes the command fail."""
+    spec = BY_KERNEL["6.12"]
+    guest = zram_guests.get(spec)
+    process = guest.processes()[0]
+    core, target = tmp_path / "core", tmp_path / "memory"
+    extract(guest.dump("vmcore"), core, "-d", "31")
+    argv = [sys.executable, "-m", "drgn_tools", "swap", str(core), "-o", str(target)]
+    argv += [f"--symbols={path}" for path in symbols(guest)]
+    argv += [f"--pid={process.pid}", f"--address={process.start:#x}"]
+    argv += [f"--size={process.pages * PAGE}"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    # The last ones were written again, and were in memory.
+    known = zram_guests.memory(spec, process.name)
+    lost = [index for index in range(process.pages) if process.entries[index] >> 63]
+    assert lost
+    for index in lost:
+        known[index] = bytes(PAGE)
+    assert target.read_bytes() == b"".join(known)
+    assert done.returncode == 1
+    assert f"16 untouched, {len(lost)} missing" in done.stdout
+    assert "excluded" in done.stderr

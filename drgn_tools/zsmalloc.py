@@ -368,16 +368,17 @@ def _choose(pool: Object, handles: Words) -> Encoding:
     tried = handles
     if len(handles) > _TRIED:
         tried = chance.choice(handles, _TRIED, replace=False)
-    counts = [
-        int((_find(pool, tried, None, encoding).why == _FOUND).sum())
-        for encoding in state.encodings
-    ]
-    best = max(counts)
-    chosen = state.encodings[counts.index(best)]
-    # Object 0 of a zspage is the same with every tag.
-    if counts.count(best) == 1:
-        state.encoding = chosen
-    return chosen
+    found = [_find(pool, tried, None, encoding) for encoding in state.encodings]
+    counts = [int((one.why == _FOUND).sum()) for one in found]
+    best = counts.index(max(counts))
+    # Object 0 of a zspage is the same with every tag, so it proves nothing: in a
+    # running kernel it may come and go between two tries. Others begin behind its head.
+    page = state.layout.page_size
+    proofs = [int(((one.why == _FOUND) & (one.at % page > 8)).sum()) for one in found]
+    if proofs.count(max(proofs)) == 1:
+        best = proofs.index(max(proofs))
+        state.encoding = state.encodings[best]
+    return state.encodings[best]
 
 
 def zs_read_many(

@@ -513,7 +513,8 @@ def test_live(tmp_path: Path) -> None:
             if "w" in flags.get(index, ""):
                 assert page is None and note.startswith("written back to ")
             else:
-                assert (page, note) == (digest(expected(number)[index]), "")
+                wanted = (digest(expected(number)[index]), "")
+                assert (page, note) == wanted, (number, index)
     for name, pages in zip(LIVE_MEMORY, seen["memory"]):
         known = zram_guests.memory(LIVE, name)
         assert [page for _, page in pages] == list(map(digest, known[: len(pages)]))

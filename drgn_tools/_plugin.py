@@ -4,26 +4,66 @@ The plugin of drgn: puts the helpers where ``drgn -e``, interactive sessions and
 drgn-crash find them, and adds the commands.
 
 Every drgn of everybody who has this package installed imports this, so it is to be
-cheap: neither numpy nor a decoder before somebody calls a helper.
+cheap: nothing else of ours is imported before somebody uses a helper.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from drgn import Program, ProgramFlags
 
 if TYPE_CHECKING:
     import argparse
 
-# The modules whose ``__all__`` becomes names of drgn.helpers.linux.
-_HELPERS = (
-    "drgn_tools.ftrace",
-    "drgn_tools.oprofile",
-    "drgn_tools.pstore",
-    "drgn_tools.swap",
-    "drgn_tools.zram",
-)
+# The functions that become names of drgn.helpers.linux, by module.
+_HELPERS = {
+    "ftrace": "for_each_ftrace_buffer for_each_ftrace_event ftrace_dump ftrace_export",
+    "oprofile": "for_each_oprofile_sample get_oprofile_stats oprofile_callgraph "
+    "oprofile_event_buffer oprofile_report oprofile_samples oprofile_stats",
+    "pstore": "for_each_pstore_ftrace for_each_pstore_record for_each_pstore_zone "
+    "pstore_console pstore_dmesg pstore_ftrace pstore_pmsg pstore_zones",
+    "swap": "swap_map swap_pages swap_read swap_where",
+    "zram": "find_zram for_each_zram for_each_zram_orphan for_each_zram_slot "
+    "for_each_zram_stream zram_bd_stat zram_block_state zram_device zram_devices "
+    "zram_export zram_io_stat zram_mm_stat zram_of_disk zram_pools zram_read "
+    "zram_read_many zram_streams",
+}
+
+
+def _function(module: str, name: str) -> Any:
+    import importlib
+
+    return getattr(importlib.import_module(f"drgn_tools.{module}"), name)
+
+
+class _Helper:
+    # A function that is imported when it is first used: importing all of them takes
+    # 10 ms, which everybody would pay who starts drgn.
+
+    def __init__(self, module: str, name: str) -> None:
+        self._place = module, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _function(*self._place)(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_function(*self._place), name)
+
+    # What help() and completion look at.
+
+    @property
+    def __doc__(self) -> Any:  # type: ignore[override]
+        return _function(*self._place).__doc__
+
+    @property
+    def __signature__(self) -> Any:
+        import inspect
+
+        return inspect.signature(_function(*self._place))
+
+    def __repr__(self) -> str:
+        return f"<helper {self._place[1]}{self.__signature__}>"
 
 
 def _is_linux_kernel(prog: Program) -> bool:
@@ -39,18 +79,16 @@ def drgn_prog_set(prog: Program) -> None:
     """
     if not _is_linux_kernel(prog):
         return
-    import importlib
     import sys
 
     import drgn.helpers.linux as helpers
 
-    for name in _HELPERS:
-        module = importlib.import_module(name)
-        for helper in module.__all__:
-            if not hasattr(helpers, helper):
-                setattr(helpers, helper, getattr(module, helper))
+    for module, names in _HELPERS.items():
+        for name in names.split():
+            if not hasattr(helpers, name):
+                setattr(helpers, name, _Helper(module, name))
                 # The list from which drgn.cli makes a session's names.
-                helpers.__all__.append(helper)
+                helpers.__all__.append(name)
     # drgn-crash has commands of its own. drgn promises nothing of how to add to them,
     # and importing them takes longer than all of this.
     crash = sys.modules.get("drgn.commands._crash.common")
@@ -192,12 +230,10 @@ def _register_commands(**where: Any) -> None:
         def run(
             prog: Program, name: str, args: argparse.Namespace, **kwargs: Any
         ) -> None:
-            import importlib
             import sys
 
-            module = importlib.import_module(f"drgn_tools.{helper.partition('_')[0]}")
-            function: Callable[..., None] = getattr(module, helper)
             # With a file given, errors and closed pipes are for the caller.
+            function = _function(helper.partition("_")[0], helper)
             function(prog, **vars(args), file=sys.stdout)
 
         command(

@@ -978,6 +978,8 @@ def test_names_in_drgn(core: Path) -> None:
         f"p = drgn.Program(); p.set_core_dump({os.fspath(core)!r})\n"
         "assert len(set(h.__all__)) == len(h.__all__)\n"
         "import sys\n"
+        "ours = {n for n in sys.modules if n.startswith('drgn_tools.')}\n"
+        "assert ours == {'drgn_tools._plugin'}, 'not cheap'\n"
         "assert not {'numpy', 'click', 'zstandard'} & set(sys.modules), 'not cheap'\n"
         "print('fine')\n"
     )

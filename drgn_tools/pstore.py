@@ -309,7 +309,7 @@ def pstore_zones(prog: Program, *, file: _File | None = None) -> None:
     kernel booted. ECC is the number of parity bytes for each block, corrected bytes
     and bad blocks those of the live region, then those that this kernel found at boot.
 
-    :param file: _File to print to. Defaults to :data:`sys.stdout`.
+    :param file: File to print to. Defaults to :data:`sys.stdout`.
     :raises DumpError: if this kernel has no pstore, or it cannot be found.
     """
 
@@ -805,7 +805,7 @@ def pstore_ftrace(
         a number: 0 for the newest, -1 for the one before it and so on.
     :param cpu: Only records of this CPU.
     :param last: Only so many records, the newest ones.
-    :param file: _File to print to. Defaults to :data:`sys.stdout`. What is missing is
+    :param file: File to print to. Defaults to :data:`sys.stdout`. What is missing is
         said on standard error.
     :raises DumpError: if this kernel has no pstore, or no zone for it.
     """
@@ -1064,7 +1064,7 @@ def pstore_dmesg(prog: Program, *, file: _File | None = None) -> None:
     Print the kernel logs of oopses and panics in persistent memory, the oldest first,
     each under a line that says where it was found.
 
-    :param file: _File to print to. Defaults to :data:`sys.stdout`.
+    :param file: File to print to. Defaults to :data:`sys.stdout`.
     :raises DumpError: if this kernel has no pstore, or no log is in it.
     """
 
@@ -1136,7 +1136,7 @@ def pstore_console(
 
     :param boot: ``"newest"`` that there is output of, ``"previous"``, ``"all"``, 0
         for the boot of this kernel or -1 for the one before.
-    :param file: _File to print to. Defaults to :data:`sys.stdout`.
+    :param file: File to print to. Defaults to :data:`sys.stdout`.
     :raises DumpError: if this kernel has no pstore, or no such output is in it.
     """
     _printing(
@@ -1160,7 +1160,7 @@ def pstore_pmsg(
     :param boot: As of :func:`pstore_console()`.
     :param logcat: Whether to print Android's messages as its logcat does rather than
         the bytes as they are. By default, if they look like it.
-    :param file: _File to print to. Defaults to :data:`sys.stdout`.
+    :param file: File to print to. Defaults to :data:`sys.stdout`.
     :raises DumpError: if this kernel has no pstore, or nothing was written.
     """
 
@@ -1199,34 +1199,6 @@ def _as_zone(prog: Program, zone: pstore_memory.Zone) -> ramoops.Zone:
     )
 
 
-def _open_dump(dump: str, symbols: Sequence[str]) -> Program:
-    import contextlib
-    import logging
-
-    from drgn import MissingDebugInfoError
-
-    # What it does not find is said here, if it matters.
-    logging.getLogger("drgn").addHandler(logging.NullHandler())
-    prog = Program()
-    try:
-        prog.set_core_dump(dump)
-    except (OSError, ValueError) as error:
-        raise DumpError(f"cannot read {dump}: {error}") from None
-    for path in symbols:
-        try:
-            with open(path, "rb"):
-                pass
-        except OSError as error:
-            raise DumpError(f"cannot read {path}: {error.strerror}") from None
-    with contextlib.suppress(MissingDebugInfoError):
-        prog.load_debug_info(symbols, default=True)
-    used = {module.debug_file_path for module in prog.modules()}
-    for path in symbols:
-        if path not in used:
-            raise DumpError(f"{path} has no debugging symbols of this dump's kernel")
-    return prog
-
-
 _NO_SYMBOLS = (
     "no debugging symbols of this kernel were found, and none given with --symbols: "
     "names come from kallsyms, layouts are those of 5.10 to 7.2, and records of the "
@@ -1252,9 +1224,10 @@ def print_dump(
     :raises DumpError: if the dump cannot be read or has nothing of pstore, or a file
         has no symbols of its kernel.
     """
+    from drgn_tools.program import open_dump
     from drgn_tools.pstore_memory import PstoreError, has_debug_info
 
-    prog = _open_dump(dump, symbols)
+    prog = open_dump(dump, symbols)
     known = has_debug_info(prog)
     try:
         pstore = _read(prog)

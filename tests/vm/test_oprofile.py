@@ -195,7 +195,8 @@ def test_no_sample_is_missing(case: Case) -> None:
         left = received - overflow - invalid - here[cpu] - gone[cpu]
         assert left >= 0
         missing += left
-        assert bool(here[cpu]) == bool(case.spec.starve)
+    # Of the CPU on which a task exited, they may all have gone on.
+    assert bool(+here) == bool(case.spec.starve)
     # Of a trace, callers may be without mapping as well.
     assert missing <= unresolved if case.spec.depth else missing == unresolved
     assert not stats["event_lost_overflow"]

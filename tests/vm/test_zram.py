@@ -460,9 +460,9 @@ LIVE = Spec(
 )
 HOT = 0
 """The device that is written to while it is read."""
-LIVE_PAGES = {HOT: 24, 1: 120, 2: 120, 3: 120}
+LIVE_PAGES = {HOT: 24, 1: 36, 2: 36, 3: 36}
 """How many are read of each device; emulated, a page takes long."""
-LIVE_MEMORY = {"parent": 96, "shared": 24}
+LIVE_MEMORY = {"parent": 48, "shared": 12}
 
 
 def test_live(tmp_path: Path) -> None:

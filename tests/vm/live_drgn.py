@@ -32,6 +32,8 @@ MEMORY_MIB = 1024
 VMLINUX = "/vmlinux"
 HERE = "/drgn-tools"
 """Where drgn_tools is."""
+# What is mounted on the disk. /run is for temporary files: the checkout may be in /tmp.
+_FOLDERS = ("proc", "sys", "dev", "run", HERE.lstrip("/"))
 _MIB = 550
 """What the disk takes without vmlinux."""
 _STDLIB_UNUSED = ("test", "idlelib", "tkinter", "ensurepip", "lib2to3", "__pycache__")
@@ -56,7 +58,8 @@ def image(kernel: Kernel, say: Say = bench.say) -> Path:
     versions = sorted(
         f"{d.metadata['Name']} {d.version}" for d in metadata.distributions()
     )
-    key = [kernel.release, kernel.version, sys.version, sys.prefix, versions, _LOAD]
+    about = [kernel.release, kernel.version, sys.version, sys.prefix]
+    key = [*about, versions, _LOAD, _FOLDERS]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
     def build(work: Path) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def _fill(root: Path, kernel: Kernel) -> None:
     copy(interpreter.resolve())
     for loader in Path("/lib64").glob("ld-linux*"):
         copy(loader)
-    for folder in ("proc", "sys", "dev", "tmp", HERE.lstrip("/")):
+    for folder in _FOLDERS:
         (root / folder).mkdir(exist_ok=True)
     try:
         os.link(kernel.vmlinux, root / VMLINUX.lstrip("/"))
@@ -142,11 +145,11 @@ def mount(vm: qemu.VM) -> None:
         " mount -o ro -t ext4 /dev/$(basename $(dirname $serial)) /mnt;"
         " done; for name in proc sys dev drgn-tools; do"
         " mount --bind /$name /mnt/$name || exit 1; done;"
-        " mount -t tmpfs tmpfs /mnt/tmp"
+        " mount -t tmpfs tmpfs /mnt/run"
     )
 
 
-_ENVIRONMENT = f"PYTHONPATH={HERE} PYTHONDONTWRITEBYTECODE=1"
+_ENVIRONMENT = f"PYTHONPATH={HERE} PYTHONDONTWRITEBYTECODE=1 TMPDIR=/run"
 
 
 def run(

@@ -47,6 +47,8 @@ __all__ = (
 
 # numpy and the decoders are imported by those who need them: every drgn imports this.
 
+# In place of a device's numbers.
+_NOT_THERE = "not in the dump"
 # Devices that are looked for: more than anybody has.
 _MAX_DEVICES = 1 << 16
 
@@ -279,7 +281,11 @@ def find_zram(prog: Program, name: str | None = None) -> Object:
 def _is_set_up(zram: Object) -> bool:
     from drgn_tools.zram_table import slot_count
 
-    return slot_count(zram) > 0
+    try:
+        return slot_count(zram) > 0
+    except FaultError:
+        # Nobody knows; it is said where it is read.
+        return True
 
 
 def zram_of_disk(disk: Object) -> Object | None:
@@ -482,7 +488,7 @@ def zram_devices(prog: Program, *, file: File | None = None) -> None:
             try:
                 device = zram_device(zram)
             except FaultError:
-                rows.append([printable(device_name(zram)), "not in the dump"])
+                rows.append([printable(device_name(zram)), _NOT_THERE])
                 continue
             ratio = device.ratio
             rows.append(
@@ -598,7 +604,12 @@ def zram_streams(
         head = "DEVICE CPU ALGORITHM STATE SIZE WRITER PAGE"
         rows: list[list[object]] = [[*head.split()]]
         for zram in _chosen(prog, device):
-            for stream in for_each_zram_stream(zram):
+            try:
+                streams = list(for_each_zram_stream(zram))
+            except FaultError:
+                rows.append([printable(device_name(zram)), _NOT_THERE])
+                continue
+            for stream in streams:
                 start = (stream.data or b"")[:32].decode("ascii", "replace")
                 rows.append(
                     [
@@ -647,7 +658,12 @@ def zram_pools(
         head = "POOL CLASS SIZE USED ALLOCATED OBJS/ZSPAGE PAGES/ZSPAGE PAGES"
         rows: list[list[object]] = [[*head.split()]]
         for zram in _chosen(prog, device):
-            for class_ in zs_classes(where(zram, "mem_pool")):
+            try:
+                classes = zs_classes(where(zram, "mem_pool"))
+            except FaultError:
+                rows.append([printable(device_name(zram)), _NOT_THERE])
+                continue
+            for class_ in classes:
                 if class_.allocated:
                     rows.append(
                         [

@@ -149,6 +149,19 @@ def _print_json(prog: Program, device: str | None, out: TextIO) -> None:
 
 
 def _device(zram: Object) -> dict[str, Any]:
+    from drgn import FaultError
+
+    from drgn_tools import zram as helpers
+    from drgn_tools.printing import one_line
+
+    try:
+        return _told(zram)
+    except FaultError as error:
+        # Not in the dump, as one line; others may be.
+        return {"name": helpers.device_name(zram), "error": one_line(error)}
+
+
+def _told(zram: Object) -> dict[str, Any]:
     from drgn_tools import zram as helpers
     from drgn_tools.zram_table import where
     from drgn_tools.zsmalloc import zs_classes

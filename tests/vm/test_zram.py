@@ -33,8 +33,10 @@ from drgn_tools.zram import (
     zram_export,
     zram_io_stat,
     zram_mm_stat,
+    zram_pools,
     zram_read,
     zram_read_many,
+    zram_streams,
 )
 from drgn_tools.zsmalloc import zs_classes
 from tests.command import Outcome, drgn_tools
@@ -262,6 +264,11 @@ def test_where_makedumpfile_drops_slab(
     assert [line.split()[0] for line in lines] == [
         f"zram{number}" for number in numbers(dump.guest)
     ]
+    for helper in (zram_streams, zram_pools):
+        lines = printed(helper, dump.prog).splitlines()[1:]
+        assert {line.split()[0] for line in lines} == {
+            f"zram{number}" for number in numbers(dump.guest)
+        }
     counts.clear()
     for process in dump.guest.processes():
         try:

@@ -11,6 +11,7 @@ records, made when the first of them comes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import struct
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ from drgn_tools.print_fmt import (
     c_type,
     compile_print_fmt,
     flag_names,
+    narrow,
+    number_flags,
+    octal,
     text,
 )
 from drgn_tools.ring_buffer import RingEvent, number
@@ -165,6 +169,14 @@ class Kernel:
         value = siphash(address, self.word, self._key) & 0xFFFFFFFF
         return f"{value:0{digits}x}"
 
+    def error(self, address: int) -> str:
+        """As ``%pe``."""
+        name = _ERRORS.get((1 << 8 * self.word) - address)
+        # With CONFIG_SYMBOLIC_ERRNAME.
+        if name and _says(self.prog, b"-ENOENT\0"):
+            return f"-{name}"
+        return self.pointer(address)
+
     def string(self, address: int) -> str:
         """What is at an address."""
         if not address:
@@ -196,6 +208,31 @@ class Kernel:
             raise LookupError(name)
         return int(value)
 
+
+# As lib/errname.c names them: of two names it has one, and the kernel has its own.
+_ERRORS = {
+    **errno.errorcode,
+    errno.EDEADLK: "EDEADLK",
+    errno.EOPNOTSUPP: "EOPNOTSUPP",
+    512: "ERESTARTSYS",
+    513: "ERESTARTNOINTR",
+    514: "ERESTARTNOHAND",
+    515: "ENOIOCTLCMD",
+    516: "ERESTART_RESTARTBLOCK",
+    517: "EPROBE_DEFER",
+    518: "EOPENSTALE",
+    519: "ENOPARAM",
+    521: "EBADHANDLE",
+    522: "ENOTSYNC",
+    523: "EBADCOOKIE",
+    524: "ENOTSUPP",
+    525: "ETOOSMALL",
+    526: "ESERVERFAULT",
+    527: "EBADTYPE",
+    528: "EJUKEBOX",
+    529: "EIOCBQUEUED",
+    530: "ERECALLCONFLICT",
+}
 
 # Where a function that is probed at its end seems to return to.
 _TRAMPOLINES = (
@@ -833,8 +870,11 @@ def _bprint(printer: Printer, event: TraceEvent) -> Print:
 
 _BPRINT = re.compile(
     r"%(?P<flags>[-+ #0]*)(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d*))?"
-    r"(?P<length>hh|h|ll|l|L|z|Z|t|j)?(?P<conversion>[a-zA-Z%])(?P<pointer>(?<=p)\w*)?"
+    r"(?P<length>hh|h|ll|l|L|z|Z|t|j)?(?P<conversion>[a-zA-Z%])"
+    # All of them belong to it, whether they mean something or not.
+    r"(?P<pointer>(?<=p)[a-zA-Z0-9]*)?"
 )
+_MAX_WIDTH = 4096
 
 
 def binary_printf(form: str, raw: bytes, kernel: print_fmt.Kernel) -> str:
@@ -866,55 +906,62 @@ def binary_printf(form: str, raw: bytes, kernel: print_fmt.Kernel) -> str:
         at = end + 1
         return found
 
+    def columns(said: str | None) -> int | None:
+        if said is None:
+            return None
+        value = take(4, True) if said == "*" else int(said or 0)
+        if abs(value) > _MAX_WIDTH:
+            raise ValueError(f"{value} columns")
+        return value
+
     def one(match: re.Match[str]) -> str:
         conversion, length = match["conversion"], match["length"] or ""
         if conversion == "%":
             return "%"
         flags = match["flags"]
-        values = []
-        for what in ("width", "precision"):
-            if match[what] == "*":
-                values.append(min(max(take(4, True), -4096), 4096))
-            elif match[what] and int(match[what]) > 4096:
-                raise ValueError(f"{match[what]} columns")
-        width = match["width"] or ""
-        precision = "" if match["precision"] is None else f".{match['precision']}"
-        more = ""
-        shown: object
+        width, precision = columns(match["width"]), columns(match["precision"])
+        if width is not None and width < 0:
+            flags, width = flags + "-", -width
+        pad = f"%{'-' if '-' in flags else ''}{width or ''}s"
+        # One that is negative is none.
+        limit = "" if precision is None or precision < 0 else f".{precision}"
         if conversion == "s":
-            shown, flags = string(), "-" if "-" in flags else ""
-        elif conversion == "c":
-            shown, conversion, precision = chr(take(1, False)), "s", ""
-            flags = "-" if "-" in flags else ""
-        elif conversion == "p":
-            extra = match["pointer"] or ""
-            flags, conversion, precision = "-" if "-" in flags else "", "s", ""
-            kind = extra[:1]
-            if kind in ("", "s", "S", "x", "K"):
-                address = take(kernel.word, False)
-                functions: dict[str, Callable[[int], str]] = {
-                    "": kernel.pointer,
-                    "K": kernel.pointer,
-                    "s": kernel.symbol,
-                    "S": kernel.symbol_offset,
-                    "x": lambda a: f"{a:0{2 * kernel.word}x}",
-                }
-                shown, more = functions[kind](address), extra[1:]
-            else:
+            return f"{pad[:-1]}{limit}s" % string()
+        if conversion == "c":
+            return pad % chr(take(1, False))
+        if conversion == "p":
+            kind = match["pointer"][:1]
+            function = _POINTERS.get(kind)
+            if function is None:
                 # What needs the memory was made into text when it was recorded.
-                shown = string()
-        elif conversion in "diuxXo":
-            size = {"hh": 1, "h": 2, "": 4, "ll": 8, "L": 8, "j": 8}.get(
-                length, kernel.word
-            )
-            shown = take(size, conversion in "di")
-            if conversion in "iu":
-                conversion = "d"
-        else:
+                return pad % string()
+            shown = function(kernel, take(kernel.word, False))
+            if width and kind in ("", "K", "x"):
+                shown = narrow(shown, flags, width)
+            return pad % shown
+        if conversion not in "diuxXo":
             raise ValueError(f"%{conversion}")
-        return f"%{flags}{width}{precision}{conversion}" % (*values, shown) + more
+        size = {"hh": 1, "h": 2, "": 4, "ll": 8, "L": 8, "j": 8}.get(
+            length, kernel.word
+        )
+        value = take(size, conversion in "di")
+        flags = number_flags(flags, conversion)
+        if conversion == "o" and "#" in flags:
+            return pad % octal(value)
+        conversion = "d" if conversion in "iu" else conversion
+        return f"%{flags}{width or ''}{limit}{conversion}" % value
 
     return _BPRINT.sub(one, form)
+
+
+_POINTERS: dict[str, Callable[[print_fmt.Kernel, int], str]] = {
+    "": lambda kernel, address: kernel.pointer(address),
+    "K": lambda kernel, address: kernel.pointer(address),
+    "s": lambda kernel, address: kernel.symbol(address),
+    "S": lambda kernel, address: kernel.symbol_offset(address),
+    "x": lambda kernel, address: f"{address:0{2 * kernel.word}x}",
+    "e": lambda kernel, address: kernel.error(address),
+}
 
 
 def _stack(printer: Printer, event: TraceEvent) -> Print:

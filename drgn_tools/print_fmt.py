@@ -56,6 +56,9 @@ class Kernel(Protocol):
     def pointer(self, address: int) -> str:
         """As ``%p``."""
 
+    def error(self, address: int) -> str:
+        """As ``%pe``."""
+
     def string(self, address: int) -> str:
         """What is at an address."""
 
@@ -873,13 +876,35 @@ class _Conversion(NamedTuple):
     getters: list[Getter]
 
 
+def number_flags(flags: str, conversion: str) -> str:
+    """Return the flags of a number's conversion that mean something to the kernel."""
+    if conversion in "diu":
+        flags = flags.replace("#", "")
+    if conversion not in "di":
+        flags = flags.replace("+", "").replace(" ", "")
+    return flags
+
+
+def octal(value: int) -> str:
+    """As ``%#o``, which is not Python's."""
+    return f"0{value:o}" if value else "0"
+
+
+def narrow(pointer: str, flags: str, width: int) -> str:
+    """Return a pointer where a width is said: it has all its zeros only without."""
+    if pointer.startswith("("):
+        return pointer
+    digits = pointer.lstrip("0") or "0"
+    return digits.zfill(width) if "0" in flags and "-" not in flags else digits
+
+
 def _number_conversion(
     match: re.Match[str], node: _Node, stars: list[Getter], word: int
 ) -> _Conversion:
     length, conversion = match["length"] or "", match["conversion"]
     size = {"hh": 1, "h": 2, "": 4, "ll": 8, "L": 8, "j": 8}.get(length, word)
     signed = conversion in "di"
-    flags = match["flags"]
+    flags = number_flags(match["flags"], conversion)
     width = match["width"] or ""
     precision = "" if match["precision"] is None else f".{match['precision']}"
     if node.kind != "int":
@@ -887,9 +912,8 @@ def _number_conversion(
     getter = _converted(node, size, signed)
     kind = {"d": "d", "i": "d", "u": "d"}.get(conversion, conversion)
     if kind == "o" and "#" in flags:
-        return _Conversion("%s", [lambda d: f"0{getter(d):o}"])
-    if "#" in flags and kind == "d":
-        flags = flags.replace("#", "")
+        pad = "%s" if stars else f"%{'-' if '-' in flags else ''}{width}s"
+        return _Conversion(pad, [lambda d: octal(getter(d))])
     return _Conversion(f"%{flags}{width}{precision}{kind}", [*stars, getter])
 
 
@@ -932,11 +956,15 @@ def _pointer_conversion(
         "B": kernel.symbol_offset,
         "": kernel.pointer,
         "K": kernel.pointer,
+        "e": kernel.error,
         "x": lambda value: f"{value:0{2 * kernel.word}x}",
     }
     named = functions.get(extra)
     if named is None:
         raise Unsupported(f"%p{extra}")
+    if width and extra in ("", "K", "x"):
+        flags, columns = match["flags"], int(width)
+        return _Conversion(pad, [lambda d: narrow(named(address(d)), flags, columns)])
     return _Conversion(pad, [lambda d: named(address(d))])
 
 

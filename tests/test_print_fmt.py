@@ -28,6 +28,9 @@ class Kernel:
     def pointer(self, address: int) -> str:
         return f"{address:016x}"
 
+    def error(self, address: int) -> str:
+        return f"error_{address:x}"
+
     def string(self, address: int) -> str:
         return {0x1000: "there"}.get(address, "(null)")
 
@@ -138,6 +141,7 @@ CASES = [
     ('"%s", __get_bitmask(mask)', "00000000,00000005"),
     ('"%u.%09u", __print_ns_to_secs(REC->u), __print_ns_without_secs(5)',
      "0.000000005"),
+    ('"%#o|%#4o|%#o|%+u", REC->u, REC->u, 0, REC->u', "07|  07|0|7"),
     ('"%d:%d", MAJOR(REC->q >> 42), MINOR(5)', "2:5"),
     ('"%d", REC->table[2]', "3"),
     ('"%x", ((u32 *)__get_dynamic_array(words))[1]', "ff"),
@@ -146,6 +150,7 @@ CASES = [
      "symbol_7 symbol_7+0x1/0x2 0000000000000007"),
     ('"%pI4 %4phC", REC->address, REC->address', "192.168.0.1 c0:a8:00:01"),
     ('"%*phD", 2, REC->address', "c0-a8"),
+    ('"%3p|%-3px|%03pK|%pe", REC->u, REC->u, REC->u, REC->u', "  7|7  |007|error_7"),
 ]  # fmt: skip
 
 
@@ -260,6 +265,14 @@ BINARY = [
     ("%c%5s|", b"Aab\0", "A   ab|"),
     ("%*d|%-*d|", struct.pack("<4i", 4, 1, 3, 2), "   1|2  |"),
     ("%ps %lu", struct.pack("<QQ", 0x10, 5), "symbol_10 5"),
+    ("%pe %pSR|", struct.pack("<QQ", 1, 2), "error_1 symbol_2+0x1/0x2|"),
+    ("[%6px] [%-6p] [%#o]", struct.pack("<QQI", 10, 12, 8), "[     a] [c     ] [010]"),
+    ("%04p %#o", struct.pack("<QI", 10, 0), "000a 0"),
+    (
+        "[%.*s] [%+x] [%*d]",
+        struct.pack("<i4sIii", -1, b"ab", 5, -3, 6),
+        "[ab] [5] [6  ]",
+    ),
     ("%pI4 %d", b"1.2.3.4\0" + struct.pack("<i", 6), "1.2.3.4 6"),
 ]
 

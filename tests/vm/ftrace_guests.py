@@ -16,6 +16,7 @@ KERNELS = ("5.10", "6.1", "6.12", "7.2")
 """What tests run over: stock kernels, which have all of ftrace."""
 
 TRACEFS = "/sys/kernel/tracing"
+_MODULE = "trace_printk.c"
 _RECIPE = 1  # Raised when the way a guest is made changes.
 _MEMORY_MIB = 320
 _CRASHKERNEL_MIB = 128
@@ -69,7 +70,7 @@ def _key(kernel: Kernel) -> str:
     parts: list[Any] = [kernel.release, kernel.version, cmdline(kernel.name), _RECIPE]
     parts += [
         (guest.SOURCES / name).read_text()
-        for name in ("agent.c", "kexec.c", "copy.c", "init.sh", "ftrace.sh")
+        for name in ("agent.c", "kexec.c", "copy.c", "init.sh", "ftrace.sh", _MODULE)
     ]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return f"ftrace/{kernel.name}-{digest[:12]}"
@@ -97,9 +98,6 @@ def get(name: str, say: Say = bench.say) -> Guest:
     return Guest(kernel, folder)
 
 
-FILES = {"ftrace.sh": guest.SOURCES / "ftrace.sh"}
-
-
 def trace(vm: qemu.VM) -> dict[str, bytes]:
     """Let a guest trace, stop, and return what its trace files show."""
     vm.run("sh /ftrace.sh", seconds=300)
@@ -124,7 +122,10 @@ def _booted(kernel: Kernel, folder: Path) -> Iterator[qemu.VM]:
         crashkernel_mib=_CRASHKERNEL_MIB,
         append=cmdline(kernel.name),
         cmdline=f"{dumps.CAPTURE_CMDLINE} {_PATIENT}",
-        files=FILES,
+        files={
+            "ftrace.sh": guest.SOURCES / "ftrace.sh",
+            "trace_printk.ko": guest.module(kernel, guest.SOURCES / _MODULE),
+        },
         smp=2,
         kaslr=True,
         folder=folder,

@@ -1,6 +1,7 @@
 """What runs in a guest: an initramfs of busybox, modules and small C programs."""
 
 import hashlib
+import io
 import lzma
 import shutil
 import stat
@@ -20,6 +21,21 @@ from .kernels import Kernel
 SOURCES = Path(__file__).with_name("guest")
 
 _CFLAGS = ("-static", "-O2", "-Wall")
+_THIS_MODULE = ".gnu.linkonce.this_module"
+# What the ABI of x86-64 kernels asks for.
+_MODULE_CFLAGS = (
+    *(
+        "-O2",
+        "-Wall",
+        "-Werror",
+        "-ffreestanding",
+        "-mcmodel=kernel",
+        "-fno-pic",
+        "-fno-pie",
+    ),
+    *("-mno-red-zone", "-mgeneral-regs-only", "-fno-stack-protector"),
+    *("-fcf-protection=branch", "-fno-asynchronous-unwind-tables", "-c"),
+)
 
 BOOT_MODULES = ("virtio_pci", "virtio_blk", "qemu_fw_cfg", "virtio_balloon", "ext4")
 """What every guest loads, as far as its kernel has it as modules."""
@@ -51,6 +67,41 @@ def program(source: Path) -> Path:
         return {"source": name}
 
     return cache.make(f"programs/{name}-{digest[:16]}", compile_it) / name
+
+
+def module(kernel: Kernel, source: Path) -> bytes:
+    """Compile a kernel module that needs no headers; see guest/trace_printk.c.
+
+    :param kernel: one with modules: they show what its modules look like.
+    """
+    *_, model = _dependencies(kernel, "loop")
+    content = model.read_bytes()
+    if model.suffix == ".xz":
+        content = lzma.decompress(content)
+    elf = ELFFile(io.BytesIO(content))
+    head: Any = elf.get_section_by_name(_THIS_MODULE)
+    moved: Any = elf.get_section_by_name(f".rela{_THIS_MODULE}")
+    symbols: Any = elf.get_section(moved["sh_link"])
+    modinfo: Any = elf.get_section_by_name(".modinfo")
+    offsets = {
+        symbols.get_symbol(entry["r_info_sym"]).name: entry["r_offset"]
+        for entry in moved.iter_relocations()
+    }
+    info = modinfo.data().decode().split("\0")
+    said = dict(line.split("=", 1) for line in info if line)
+    defines = (
+        f"-DSIZE={head['sh_size']}",
+        f"-DNAME_OFFSET={head.data().index(b'loop')}",
+        f"-DINIT_OFFSET={offsets['init_module']}",
+        f'-DVERMAGIC="{said["vermagic"]}"',
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "module.ko"
+        bench.run(
+            ["gcc", *_MODULE_CFLAGS, *defines, "-o", made, source],
+            what=f"compiling {source.name}",
+        )
+        return made.read_bytes()
 
 
 def _dependencies(kernel: Kernel, name: str) -> list[Path]:

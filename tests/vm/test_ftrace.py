@@ -121,6 +121,12 @@ def test_the_guests_did_what_they_should(kernel: str) -> None:
         r": returned: \(.* <- do_sys_openat2\) ret=3",
         r": array: \(vfs_read\+0x[04]/0x[0-9a-f]+\) bytes=\{0x",
         r"<stack trace>\n => ",
+        r": with_format: 1 then -1099511627776 and 2 18446744073709551615\n",
+        r": with_pointers: with_pointers \[trace_printk\] with_pointers\+0x0/",
+        r": with_text: a constant\n",
+        r": with_text: cu\n",
+        r": with_any_format: 1 two 3\n",
+        r": without_end: 1 without an end +insmod-",
     ):
         assert re.search(expected, own), expected
     assert re.search(r"CPU \d buffer started", trace["wrapped"])
@@ -194,11 +200,14 @@ LINE = re.compile(
     r"(?:\S{4,5} )? *(?P<time>[\d.]+): (?P<what>.*)"
 )
 
+# A line that the next one continues.
+UNENDED = ": 1 without an end"
+
 
 def events_of(text: str) -> list[tuple[str, str, str, str]]:
     """Task, CPU, time and event of each line of a trace file."""
     found = []
-    for line in text.splitlines():
+    for line in text.replace(UNENDED, f"{UNENDED}\n").splitlines():
         match = LINE.match(line)
         if match:
             task = match["task"].replace(" ", "")
@@ -216,7 +225,18 @@ def name_of(what: str) -> str:
         match = re.match(pattern, what)
         if match:
             return name + match[1]
-    for start, name in (("tracing_mark_write", "print"), ("# ", "raw_data")):
+    for start, name in (
+        ("tracing_mark_write", "print"),
+        ("# ", "raw_data"),
+        # What the module calls, and from where.
+        ("with_format: ", "bprint"),
+        ("with_pointers: ", "bprint"),
+        ("without_end: ", "bprint"),
+        ("with_text: not a constant", "print"),
+        ("with_text: cu", "print"),
+        ("with_text: ", "bputs"),
+        ("with_any_format: ", "print"),
+    ):
         if what.startswith(start):
             return name
     if "<stack trace>" in what:

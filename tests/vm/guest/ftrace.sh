@@ -1,6 +1,7 @@
 # Traces in many ways, then stops tracing. What is there afterwards:
 #
-#   the kernel's own   functions, sched, system calls, kprobes, stacks, markers
+#   the kernel's own   functions, sched, system calls, kprobes, stacks, markers,
+#                      trace_printk() of a module
 #   wrapped            small, so that events have been overwritten
 #   read               some of it has been read through trace_pipe
 #   clock              a clock that does not count nanoseconds
@@ -84,6 +85,7 @@ work() {
 }
 work 6 &
 work 6
+insmod /trace_printk.ko
 wait
 printf 'tab\there, 100%% and a "quote"' > trace_marker
 printf '\1\0\0\0raw' > trace_marker_raw

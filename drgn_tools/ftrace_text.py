@@ -151,18 +151,25 @@ class Kernel:
 
     def pointer(self, address: int) -> str:
         """As ``%p``."""
-        known = self._pointers.get((self.hashed, address))
+        return self._pointer(address, self.hashed)
+
+    def hashed_pointer(self, address: int) -> str:
+        """As ``%p`` whatever the option says."""
+        return self._pointer(address, not self._plain)
+
+    def _pointer(self, address: int, hashed: bool) -> str:
+        known = self._pointers.get((hashed, address))
         if known is None:
-            known = self._pointer(address)
+            known = self._shown(address, hashed)
             if len(self._pointers) < _CACHE:
-                self._pointers[self.hashed, address] = known
+                self._pointers[hashed, address] = known
         return known
 
-    def _pointer(self, address: int) -> str:
+    def _shown(self, address: int, hashed: bool) -> str:
         digits = 2 * self.word
         # NULL and errors are shown.
         is_error = address + 4096 > 1 << 8 * self.word
-        if not self.hashed or not address or is_error:
+        if not hashed or not address or is_error:
             return f"{address:0{digits}x}"
         if self._key is None or self._key == (0, 0):
             return "(____ptrval____)" if self.word == 8 else "(ptrval)"
@@ -175,7 +182,7 @@ class Kernel:
         # With CONFIG_SYMBOLIC_ERRNAME.
         if name and _says(self.prog, b"-ENOENT\0"):
             return f"-{name}"
-        return self.pointer(address)
+        return self.hashed_pointer(address)
 
     def string(self, address: int) -> str:
         """What is at an address."""
@@ -857,13 +864,18 @@ def _bprint(printer: Printer, event: TraceEvent) -> Print:
     ip, fmt, buf = at["ip"], at["fmt"], at["buf"]
     unpack, named = _long(printer).unpack_from, _named(printer)
     kernel = printer.kernel
+    widened = False
+    with contextlib.suppress(LookupError):
+        # Since "vsprintf: don't make the 'binary' version pack small integer arguments"
+        # (in v6.14), with which this came.
+        kernel.constant("FORMAT_STATE_NUM")
+        widened = True
 
     def message(record: RingEvent) -> str:
         data = record.data
         form = kernel.string(unpack(data, fmt)[0])
-        return (
-            f"{named(unpack(data, ip)[0])}: {binary_printf(form, data[buf:], kernel)}"
-        )
+        said = binary_printf(form, data[buf:], kernel, widened=widened)
+        return f"{named(unpack(data, ip)[0])}: {said}"
 
     return message
 
@@ -877,10 +889,13 @@ _BPRINT = re.compile(
 _MAX_WIDTH = 4096
 
 
-def binary_printf(form: str, raw: bytes, kernel: print_fmt.Kernel) -> str:
+def binary_printf(
+    form: str, raw: bytes, kernel: print_fmt.Kernel, *, widened: bool = False
+) -> str:
     """
     Print a format with values that were packed into words: ``bstr_printf()``.
 
+    :param widened: Whether numbers shorter than an int were packed as ints.
     :raises ValueError: if there are fewer values than it says, or a conversion that
         is not known.
     """
@@ -944,7 +959,14 @@ def binary_printf(form: str, raw: bytes, kernel: print_fmt.Kernel) -> str:
         size = {"hh": 1, "h": 2, "": 4, "ll": 8, "L": 8, "j": 8}.get(
             length, kernel.word
         )
-        value = take(size, conversion in "di")
+        signed = conversion in "di"
+        value = take(max(size, 4) if widened else size, signed)
+        if size < 4:
+            value = int.from_bytes(
+                (value & (1 << 8 * size) - 1).to_bytes(size, "little"),
+                "little",
+                signed=signed,
+            )
         flags = number_flags(flags, conversion)
         if conversion == "o" and "#" in flags:
             return pad % octal(value)
@@ -954,9 +976,10 @@ def binary_printf(form: str, raw: bytes, kernel: print_fmt.Kernel) -> str:
     return _BPRINT.sub(one, form)
 
 
+# The option hash-ptr is for events' own formats.
 _POINTERS: dict[str, Callable[[print_fmt.Kernel, int], str]] = {
-    "": lambda kernel, address: kernel.pointer(address),
-    "K": lambda kernel, address: kernel.pointer(address),
+    "": lambda kernel, address: kernel.hashed_pointer(address),
+    "K": lambda kernel, address: kernel.hashed_pointer(address),
     "s": lambda kernel, address: kernel.symbol(address),
     "S": lambda kernel, address: kernel.symbol_offset(address),
     "x": lambda kernel, address: f"{address:0{2 * kernel.word}x}",

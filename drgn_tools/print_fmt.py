@@ -56,6 +56,9 @@ class Kernel(Protocol):
     def pointer(self, address: int) -> str:
         """As ``%p``."""
 
+    def hashed_pointer(self, address: int) -> str:
+        """As ``%p``, even where that is to be shown as it is."""
+
     def error(self, address: int) -> str:
         """As ``%pe``."""
 

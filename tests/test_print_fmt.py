@@ -28,6 +28,9 @@ class Kernel:
     def pointer(self, address: int) -> str:
         return f"{address:016x}"
 
+    def hashed_pointer(self, address: int) -> str:
+        return f"{address:016x}"
+
     def error(self, address: int) -> str:
         return f"error_{address:x}"
 
@@ -280,6 +283,12 @@ BINARY = [
 @pytest.mark.parametrize(("form", "packed", "said"), BINARY)
 def test_values_packed_by_trace_printk(form: str, packed: bytes, said: str) -> None:
     assert binary_printf(form, packed, Kernel()) == said
+
+
+def test_short_values_packed_as_ints() -> None:
+    packed = struct.pack("<iIiIi", -1, 0x1FF, -2, 0x1FFFF, -3)
+    said = binary_printf("%hhd %hhx %hd %hx %d", packed, Kernel(), widened=True)
+    assert said == "-1 ff -2 ffff -3"
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,8 @@ def test_the_guests_did_what_they_should(kernel: str) -> None:
         r": with_format: 1 then -1099511627776 and 2 18446744073709551615\n",
         r": with_pointers: with_pointers \[trace_printk\] with_pointers\+0x0/",
         r": with_text: a constant\n",
-        r": with_text: cu\n",
+        # The size that is said is not what 7.2 goes by.
+        r": with_text: cut?\n",
         r": with_any_format: 1 two 3\n",
         r": without_end: 1 without an end +insmod-",
     ):

@@ -94,7 +94,7 @@ def drgn_prog_set(prog: Program) -> None:
     crash = sys.modules.get("drgn.commands._crash.common")
     namespace = getattr(crash, "CRASH_COMMAND_NAMESPACE", None)
     if namespace is not None:
-        _register_commands(namespace=namespace)
+        _register_commands(namespace)
 
 
 def _boot(text: str) -> str | int:
@@ -108,12 +108,19 @@ def _number(text: str) -> int:
     return int(text, 0)
 
 
-def _register_commands(**where: Any) -> None:
+def _register_commands(namespace: Any = None) -> None:
     try:
-        from drgn.commands import argument, command
+        from drgn.commands import (
+            DEFAULT_COMMAND_NAMESPACE,
+            CommandNamespace,
+            argument,
+            command,
+        )
     except ImportError:
         # Since drgn 0.0.33.
         return
+    if namespace is None:
+        namespace = DEFAULT_COMMAND_NAMESPACE
 
     boot = argument(
         "--boot",
@@ -224,28 +231,46 @@ def _register_commands(**where: Any) -> None:
         ("zram_pools", "print the zsmalloc pools of zram devices", (devices,)),
     )
 
-    def register(
-        helper: str, description: str, arguments: tuple[argument, ...]
-    ) -> None:
-        def run(
-            prog: Program, name: str, args: argparse.Namespace, **kwargs: Any
+    class Command:
+        # One that makes its parser when it is used: making all of them takes 5 ms.
+
+        def __init__(
+            self, helper: str, description: str, arguments: tuple[argument, ...]
         ) -> None:
-            import sys
+            self._about = helper, description, arguments
 
-            # With a file given, errors and closed pipes are for the caller.
-            function = _function(helper.partition("_")[0], helper)
-            function(prog, **vars(args), file=sys.stdout)
+        def description(self) -> str:
+            return self._about[1]
 
-        command(
-            name=helper,
-            description=description,
-            arguments=arguments,
-            enabled=_is_linux_kernel,
-            **where,
-        )(run)
+        def enabled(self, prog: Program) -> bool:
+            return _is_linux_kernel(prog)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._made(), name)
+
+        def _made(self) -> Any:
+            helper, description, arguments = self._about
+
+            def run(
+                prog: Program, name: str, args: argparse.Namespace, **kwargs: Any
+            ) -> None:
+                import sys
+
+                # With a file given, errors and closed pipes are for the caller.
+                function = _function(helper.partition("_")[0], helper)
+                function(prog, **vars(args), file=sys.stdout)
+
+            alone = CommandNamespace()
+            command(
+                name=helper,
+                description=description,
+                arguments=arguments,
+                namespace=alone,
+            )(run)
+            return alone.lookup(Program(), helper)
 
     for row in table:
-        register(*row)
+        namespace.register(row[0], Command(*row))
 
 
 _register_commands()

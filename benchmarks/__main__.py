@@ -17,6 +17,7 @@ NAMES = (
     "codecs",
     "decompress",
     "swap",
+    "plugin",
     "pstore",
     "zram",
     "ring_buffer",

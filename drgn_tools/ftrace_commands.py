@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 import click
+
+from drgn_tools.decoding import decoder
+from drgn_tools.decoding import symbols as symbols_option
 
 
 @click.command()
@@ -24,12 +26,7 @@ import click
     help="Only this instance's buffer; an empty NAME is the kernel's own.",
 )
 @click.option("--cpu", type=click.IntRange(0), metavar="N", help="Only this CPU's.")
-@click.option(
-    "--symbols",
-    metavar="FILE",
-    multiple=True,
-    help="With debugging symbols: vmlinux, modules. May be given several times.",
-)
+@symbols_option
 def ftrace(
     dump: str,
     output: str | None,
@@ -47,11 +44,7 @@ def ftrace(
         raise click.UsageError("--force needs --output")
     if output is None and sys.stdout is None:
         raise DumpError("cannot print: standard output is closed")
-    try:
-        program = importlib.import_module("drgn_tools.ftrace")
-    except ImportError as error:
-        raise DumpError(f"reading a dump needs drgn: {error}") from None
-    program.print_dump(
+    decoder("ftrace").print_dump(
         dump,
         symbols=symbols,
         instance=instance,

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 import click
+
+from drgn_tools.decoding import decoder
+from drgn_tools.decoding import symbols as symbols_option
 
 _EPILOG = """\b
 --by takes some of these, separated by commas:
@@ -16,12 +18,7 @@ _EPILOG = """\b
 
 @click.command(epilog=_EPILOG)
 @click.argument("dump")
-@click.option(
-    "--symbols",
-    metavar="FILE",
-    multiple=True,
-    help="With debugging symbols: vmlinux, oprofile.ko. May be given several times.",
-)
+@symbols_option
 @click.option(
     "--sysroot",
     metavar="DIR",
@@ -56,11 +53,7 @@ def oprofile(
         raise click.UsageError("--json has everything, without --samples, --callgraph")
     if sys.stdout is None:
         raise DumpError("cannot print: standard output is closed")
-    try:
-        program = importlib.import_module("drgn_tools.oprofile")
-    except ImportError as error:
-        raise DumpError(f"reading a dump needs drgn: {error}") from None
-    program.print_dump(
+    decoder("oprofile").print_dump(
         dump,
         symbols=symbols,
         sysroot=sysroot,

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from itertools import islice
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import click
 
+from drgn_tools.decoding import decoder
 from drgn_tools.text import printable
 
 if TYPE_CHECKING:
@@ -68,12 +68,9 @@ def pstore(
     except ValueError:
         raise click.UsageError(f"--boot: a number or all, not {boot!r}") from None
     if raw is None:
-        # With drgn, which takes its time to import.
-        try:
-            program = importlib.import_module("drgn_tools.pstore")
-        except ImportError as error:
-            raise DumpError(f"reading a dump needs drgn: {error}") from None
-        program.print_dump(dump, symbols=symbols, boot=number, as_json=as_json)
+        decoder("pstore").print_dump(
+            dump, symbols=symbols, boot=number, as_json=as_json
+        )
         return
     _print_raw(raw, layout, symbols[0] if symbols else None, number, as_json)
 

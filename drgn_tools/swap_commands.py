@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from drgn_tools.decoding import decoder
+from drgn_tools.decoding import symbols as symbols_option
 from drgn_tools.text import printable
 
 if TYPE_CHECKING:
@@ -36,12 +37,7 @@ class _Number(click.ParamType[int]):
 
 @click.command()
 @click.argument("dump")
-@click.option(
-    "--symbols",
-    metavar="FILE",
-    multiple=True,
-    help="A vmlinux or module with debugging symbols; may be given more than once.",
-)
+@symbols_option
 @click.option(
     "--pid", required=True, type=click.IntRange(1), metavar="N", help="The task."
 )
@@ -78,12 +74,9 @@ def swap(
         raise click.UsageError("one of --output and --json at a time")
     if sys.stdout is None:
         raise DumpError("cannot print: standard output is closed")
-    # With drgn, which takes its time to import.
-    try:
-        program: Any = importlib.import_module("drgn_tools.program")
-        import drgn
-    except ImportError as error:
-        raise DumpError(f"reading a dump needs drgn: {error}") from None
+    program = decoder("program")
+    import drgn
+
     from drgn_tools import swap as helpers
     from drgn_tools.printing import one_line
 

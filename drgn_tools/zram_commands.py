@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from drgn_tools.decoding import decoder
+from drgn_tools.decoding import symbols as symbols_option
 from drgn_tools.text import printable
 
 if TYPE_CHECKING:
@@ -23,12 +24,7 @@ _TEXTS = ("mm-stat", "io-stat", "bd-stat", "block-state")
 
 @click.command()
 @click.argument("dump")
-@click.option(
-    "--symbols",
-    metavar="FILE",
-    multiple=True,
-    help="A vmlinux or module with debugging symbols; may be given more than once.",
-)
+@symbols_option
 @click.option(
     "--device", metavar="NAME", help="Which one, zram0 for instance, if there are more."
 )
@@ -73,12 +69,9 @@ def zram(
         raise click.UsageError("--jobs needs --export")
     if sys.stdout is None:
         raise DumpError("cannot print: standard output is closed")
-    # With drgn, which takes its time to import.
-    try:
-        program: Any = importlib.import_module("drgn_tools.program")
-        import drgn
-    except ImportError as error:
-        raise DumpError(f"reading a dump needs drgn: {error}") from None
+    program = decoder("program")
+    import drgn
+
     prog = program.open_dump(dump, symbols)
     try:
         return _run(prog, device, export, jobs, stat, streams, pools, as_json)

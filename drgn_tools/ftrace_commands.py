@@ -8,7 +8,7 @@ import sys
 import click
 
 from drgn_tools.decoding import decoder
-from drgn_tools.decoding import symbols as symbols_option
+from drgn_tools.options import symbols as symbols_option
 
 
 @click.command()

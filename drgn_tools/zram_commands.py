@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from drgn_tools.decoding import decoder
-from drgn_tools.decoding import symbols as symbols_option
+from drgn_tools.options import symbols as symbols_option
 from drgn_tools.text import printable
 
 if TYPE_CHECKING:

@@ -131,14 +131,20 @@ def drgn_prog_set(prog: Program) -> None:
         # Since drgn 0.0.33.
         return
     _register(prog, DEFAULT_COMMAND_NAMESPACE)
-    import sys
-
+    _complete("drgn.internal.rlcompleter", "Completer", DEFAULT_COMMAND_NAMESPACE, "%")
     # drgn-crash has commands of its own. drgn promises nothing of how to add to them,
     # and importing them takes longer than all of this.
-    crash = sys.modules.get("drgn.commands._crash.common")
-    namespace = getattr(crash, "CRASH_COMMAND_NAMESPACE", None)
+    namespace = _found("drgn.commands._crash.common", "CRASH_COMMAND_NAMESPACE")
     if namespace is not None:
         _register(prog, namespace)
+        _complete("drgn.commands._crash", "_CrashCompleter", namespace, "")
+
+
+def _found(module: str, name: str) -> Any:
+    # What is there if its module has been imported.
+    import sys
+
+    return getattr(sys.modules.get(module), name, None)
 
 
 def _register(prog: Program, namespace: CommandNamespace) -> None:
@@ -157,3 +163,23 @@ def _maker(name: str, namespace: CommandNamespace) -> Callable[[], Any]:
         return session.helper_command(name, _function(name))
 
     return make
+
+
+def _complete(module: str, name: str, namespace: CommandNamespace, sign: str) -> None:
+    # drgn completes names of Python behind %, and nothing behind a command's name. Nor
+    # is there a way to ask for more than to stand in front of its completer.
+    completer = _found(module, name)
+    theirs = getattr(completer, "complete", None)
+    if theirs is None or theirs.__module__ == __name__:
+        return
+
+    def complete(self: Any, text: str, state: int) -> Any:
+        from drgn_tools import session
+
+        if state == 0:
+            self._drgn_tools = session.completions(namespace, sign, text)
+        if self._drgn_tools:
+            return self._drgn_tools[state] if state < len(self._drgn_tools) else None
+        return theirs(self, text, state)
+
+    completer.complete = complete

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Callable
 
-from drgn import Program
+from drgn import Program, get_default_prog
 from drgn.commands import (
     CommandNamespace,
     CommandNotFoundError,
@@ -183,7 +183,7 @@ class _Help(argparse.Action):
 
 
 _help_argument = argument(
-    "-h", "--help", action=_Help, nargs=0, help="print this help", dest="help"
+    "--help", "-h", action=_Help, nargs=0, help="print this help", dest="help"
 )
 
 
@@ -374,16 +374,20 @@ def _fields(source: Callable[..., Any]) -> tuple[str, ...]:
 # --- completion
 
 
-def completions(
-    prog: Program, namespace: CommandNamespace, line: str, text: str
-) -> list[str]:
+def completions(namespace: CommandNamespace, sign: str, text: str) -> list[str]:
     """
-    What a command line may go on with.
+    What a line with a command may go on with: the command's name and its options.
 
-    :param line: up to the cursor.
-    :param text: what of it readline would replace: the end of its last word.
+    :param sign: that such lines begin with.
+    :param text: what readline would replace: the end of the last word.
     """
-    words = line.lstrip().split(" ")
+    from drgn.internal.repl import readline
+
+    line = readline.get_line_buffer()[: readline.get_endidx()]
+    if not line.startswith(sign):
+        return []
+    prog = get_default_prog()
+    words = line[len(sign) :].lstrip().split(" ")
     if len(words) == 1:
         known = [name for name, _ in namespace.enabled(prog)]
     else:
@@ -394,4 +398,4 @@ def completions(
         known = re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", usage)
     word = words[-1]
     start = len(word) - len(text)
-    return sorted({f"{one[start:]} " for one in known if one.startswith(word)})
+    return sorted({one[start:] for one in known if one.startswith(word)})

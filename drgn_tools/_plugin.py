@@ -24,7 +24,9 @@ _HELPERS = {
     "ftrace": "for_each_ftrace_buffer for_each_ftrace_event ftrace_dump ftrace_export",
     "oprofile": "for_each_oprofile_sample get_oprofile_stats oprofile_callgraph "
     "oprofile_event_buffer oprofile_report oprofile_samples oprofile_stats",
+    "page_helpers": "for_each_page_run pages_image pages_map pages_summary",
     "pstore": "for_each_pstore_ftrace for_each_pstore_record for_each_pstore_zone "
+    "pages_image pages_summary "
     "pstore_console pstore_dmesg pstore_ftrace pstore_pmsg pstore_zones",
     "swap": "swap_map swap_pages swap_read swap_where",
     "zram": "find_zram for_each_zram for_each_zram_orphan for_each_zram_slot "

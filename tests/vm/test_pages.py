@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import pytest
 from drgn.helpers.linux.mm import follow_phys
 from drgn.helpers.linux.pid import find_task
+from PIL import Image
 
 from drgn_tools.export.page_image import page_png, page_svg
 from drgn_tools.page_helpers import for_each_page_run, pages_map
@@ -233,14 +235,17 @@ def test_makedumpfiles_dumps(everyday: Dump, tmp_path: Path) -> None:
 
 # In the guest: our classes, and the kernel's own words just before and after.
 _SEEN = """
-import json
+import json, os
 import numpy as np
 from drgn_tools.page_helpers import for_each_page_run, pages_image, pages_map
 from drgn_tools.page_helpers import pages_summary
 
 def flags():
-    with open("/proc/kpageflags", "rb") as file:
-        return np.frombuffer(file.read(), "<u8")
+    # It takes no read that is not of whole words.
+    fd = os.open("/proc/kpageflags", os.O_RDONLY)
+    data = b"".join(iter(lambda: os.read(fd, 1 << 20), b""))
+    os.close(fd)
+    return np.frombuffer(data, "<u8")
 
 before = flags()
 kinds = np.full(len(before), 255)
@@ -312,4 +317,8 @@ def test_live(tmp_path: Path) -> None:
         )
     ]
     assert [tuple(run) for run in seen["ram"]] == ram
-    assert Picture(svg.decode(), png).square == PAGE
+    release = kernel.release
+    assert f"Linux {release}: " in svg.decode()
+    assert f"Linux {release}, " in summary
+    with Image.open(io.BytesIO(png)) as image:
+        assert f'viewBox="0 0 {image.width} {image.height}"' in svg.decode()

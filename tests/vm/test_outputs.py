@@ -199,6 +199,11 @@ def stream(source: Path, target: Path, *options: str) -> Path:
 SPLIT = [(31, "zstd"), (1, "lzo"), (31, "zlib"), (1, "snappy"), (0, "none")]
 
 
+@pytest.mark.verified(
+    "extract: split sets",
+    by="makedumpfile --reassemble; crash, drgn and libkdumpfile",
+    on="6.1",
+)
 @pytest.mark.parametrize(("level", "codec"), SPLIT)
 def test_split(
     level: int, codec: str, everyday: Dump, wholes: Any, tmp_path: Path
@@ -223,6 +228,11 @@ def test_split(
 # --- streams ----------------------------------------------------------------------
 
 
+@pytest.mark.verified(
+    "extract: flattened streams",
+    by="makedumpfile -R; crash, drgn and libkdumpfile",
+    on="6.1",
+)
 @pytest.mark.parametrize(("level", "codec"), [(31, "zstd"), (1, "lzo")])
 def test_flattened(
     level: int, codec: str, everyday: Dump, wholes: Any, tmp_path: Path
@@ -279,6 +289,11 @@ def segments(path: Path) -> Segments:
         return Segments(elf["e_flags"], loads)
 
 
+@pytest.mark.verified(
+    "extract: ELF cores",
+    by="makedumpfile -E and -R; crash, drgn and libkdumpfile",
+    on="6.1",
+)
 @pytest.mark.parametrize("level", [31, 1])
 def test_elf(level: int, everyday: Dump, wholes: Any, tmp_path: Path) -> None:
     core, flat, made = (tmp_path / name for name in ("core", "flat", "made"))
@@ -321,6 +336,7 @@ def test_elf(level: int, everyday: Dump, wholes: Any, tmp_path: Path) -> None:
     assert len(both) > 10000
 
 
+@pytest.mark.verified("extract: ELF cores", by="gdb", on="6.1")
 def test_gdb_opens_elf(everyday: Dump, tmp_path: Path) -> None:
     gdb = bench.program("gdb")
     core = tmp_path / "core"
@@ -364,6 +380,9 @@ def check_incomplete(path: Path, expected: Path, wanted: npt.NDArray[np.bool_]) 
     return int(there.sum())
 
 
+@pytest.mark.verified(
+    "extract: incomplete dumps open", by="crash, drgn and libkdumpfile", on="6.1"
+)
 @pytest.mark.parametrize(("level", "share"), [(31, 0.85), (1, 0.4)])
 def test_limit(
     level: int, share: float, everyday: Dump, wholes: Any, tmp_path: Path
@@ -389,6 +408,9 @@ def test_limit(
     assert len(further.pages) == count
 
 
+@pytest.mark.verified(
+    "extract: incomplete dumps open", by="crash, drgn and libkdumpfile", on="6.1"
+)
 def test_stopped(everyday: Dump, wholes: Any, tmp_path: Path) -> None:
     """SIGTERM keeps what is there."""
     path = tmp_path / "cut"
@@ -435,6 +457,9 @@ FURTHER = [
 ]
 
 
+@pytest.mark.verified(
+    "extract: dumps filtered further", by="crash, drgn and libkdumpfile", on="6.1"
+)
 @pytest.mark.parametrize(("whose", "codec"), FURTHER)
 def test_filtered_further(
     whose: str, codec: str, everyday: Dump, wholes: Any, tmp_path: Path
@@ -454,6 +479,9 @@ def test_filtered_further(
 # --- without VMCOREINFO -----------------------------------------------------------
 
 
+@pytest.mark.verified(
+    "extract: VMCOREINFO found in memory", by="the note that the dump had", on="6.1"
+)
 def test_vmcoreinfo_found_in_memory(tmp_path: Path) -> None:
     """QEMU without -device vmcoreinfo: the dump is the same but for one note."""
     dump = next(d for d in dumps.both(Spec("6.1", 4, True)) if d.kind == "qemu")
@@ -483,6 +511,9 @@ def test_vmcoreinfo_found_in_memory(tmp_path: Path) -> None:
 # --- memory swapped to zram -------------------------------------------------------
 
 
+@pytest.mark.verified(
+    "extract: leaving out zsmalloc", by="mm_stat of the same guest", on="7.2"
+)
 def test_exclude_zsmalloc(everyday: Dump, tmp_path: Path) -> None:
     said = extract(everyday.path, tmp_path / "out", "--exclude", "zsmalloc")
     assert "zsmalloc is not left out" in said
@@ -572,6 +603,10 @@ def live(
     yield Live(kernel, files, said, before, after)
 
 
+@pytest.mark.verified(
+    "extract: the running kernel (/proc/kcore)",
+    by="ps before and after, in the same guest; crash and drgn",
+)
 def test_live_dump(live: Live) -> None:
     for name in ("kdump", "elf", "stream"):
         path = live.files / name
@@ -590,6 +625,9 @@ def test_live_dump(live: Live) -> None:
         crash(live.kernel, live.files / name)
 
 
+@pytest.mark.verified(
+    "extract: the running kernel (/proc/kcore)", by="/proc/iomem of the same guest"
+)
 def test_live_dump_leaves_the_crash_kernels_memory_alone(live: Live) -> None:
     (line,) = (
         line
@@ -603,6 +641,7 @@ def test_live_dump_leaves_the_crash_kernels_memory_alone(live: Live) -> None:
     assert kept[:first].any()
 
 
+@pytest.mark.verified("dmesg: of the running kernel", by="dmesg in the same guest")
 def test_live_info_and_dmesg(live: Live) -> None:
     assert live.kernel.release in live.said["info"]
     assert "live kernel" in live.said["info"]

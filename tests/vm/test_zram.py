@@ -196,6 +196,9 @@ SAID = {
 """What a slot is, by block_state's first three flags."""
 
 
+@pytest.mark.verified(
+    "zram: every page", by="what the guest wrote, page by page; block_state"
+)
 def test_every_page(dump: Dump) -> None:
     for number, device in enumerate(dump.guest.spec.devices):
         pages = zram_read_many(find_zram(dump.prog, f"zram{number}"), 0, SLOTS)
@@ -236,6 +239,9 @@ def test_one_page_like_many(dump: Dump) -> None:
             zram_read(zram, SLOTS)
 
 
+@pytest.mark.verified(
+    "zram: dumps that lack slab pages", by="what the guest wrote, page by page"
+)
 @pytest.mark.parametrize("case", BROKEN, ids=str)
 def test_where_makedumpfile_drops_slab(
     case: Case, tmp_path_factory: pytest.TempPathFactory, record_property: Any
@@ -297,6 +303,10 @@ def printed(helper: Callable[..., None], *arguments: Any) -> str:
     return out.getvalue()
 
 
+@pytest.mark.verified(
+    "zram: mm_stat, io_stat, bd_stat, block_state",
+    by="the kernel's files of the same guest, to the byte",
+)
 @pytest.mark.parametrize(
     "helper",
     [zram_mm_stat, zram_io_stat, zram_bd_stat, zram_block_state],
@@ -311,6 +321,9 @@ def test_text_is_the_kernels(dump: Dump, helper: Callable[..., None]) -> None:
         assert said
 
 
+@pytest.mark.verified(
+    "zram: slots and size classes", by="mm_stat and bd_stat of the same guest"
+)
 def test_counters_follow_from_the_slots(dump: Dump) -> None:
     facts = dump.guest.facts()
     for number in numbers(dump.guest):
@@ -338,6 +351,7 @@ def chosen(text: bytes) -> list[str]:
     return re.findall(r"\[([\w-]+)\]", text.decode("ascii", "replace"))
 
 
+@pytest.mark.verified("zram: devices", by="sysfs of the same guest")
 def test_devices_are_as_sysfs_has_them(dump: Dump) -> None:
     facts = dump.guest.facts()
     for number in numbers(dump.guest):
@@ -362,6 +376,7 @@ def test_devices_are_as_sysfs_has_them(dump: Dump) -> None:
 # --- streams
 
 
+@pytest.mark.verified("zram: streams of CPUs", by="what each CPU wrote last")
 def test_the_last_page_of_each_cpu(dump: Dump) -> None:
     for number in range(len(dump.guest.spec.devices)):
         zram = find_zram(dump.prog, f"zram{number}")
@@ -373,6 +388,7 @@ def test_the_last_page_of_each_cpu(dump: Dump) -> None:
         assert last == zram_guests.last_pages(number)
 
 
+@pytest.mark.verified("zram: streams of CPUs", by="what the guest wrote, page by page")
 def test_streams_of_recompression(dump: Dump) -> None:
     for number, device in enumerate(dump.guest.spec.devices):
         zram = find_zram(dump.prog, f"zram{number}")
@@ -390,6 +406,7 @@ def test_streams_of_recompression(dump: Dump) -> None:
 # --- images
 
 
+@pytest.mark.verified("zram: images (`-o`)", by="what the guest wrote, page by page")
 def test_an_image_has_every_page(dump: Dump, tmp_path: Path) -> None:
     for number in range(len(dump.guest.spec.devices)):
         image = tmp_path / f"zram{number}"
@@ -405,6 +422,10 @@ def test_an_image_has_every_page(dump: Dump, tmp_path: Path) -> None:
         assert not done.doubtful
 
 
+@pytest.mark.verified(
+    "zram: images (`-o`)",
+    by="e2fsck and debugfs on it, and the files that the guest wrote",
+)
 def test_files_of_a_file_system(dump: Dump, tmp_path: Path) -> None:
     number = dump.guest.spec.files_device
     image = tmp_path / "image"
@@ -472,6 +493,11 @@ LIVE_PAGES = {HOT: 24, 1: 36, 2: 36, 3: 36}
 LIVE_MEMORY = {"parent": 48, "shared": 12}
 
 
+@pytest.mark.verified(
+    "zram: the running kernel",
+    by="what the guest wrote, page by page; sysfs",
+    on="6.12-bench",
+)
 def test_live(tmp_path: Path) -> None:
     kernel = kernels.get(LIVE.kernel)
     with zram_guests.booted(

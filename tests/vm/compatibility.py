@@ -148,7 +148,12 @@ def generated() -> str:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         status = pytest.main(
-            ["--collect-only", "-p", "no:cacheprovider", str(PAGE.parents[1] / "tests")],
+            [
+                "--collect-only",
+                "-p",
+                "no:cacheprovider",
+                str(PAGE.parents[1] / "tests"),
+            ],
             plugins=[collector],
         )
     if status:

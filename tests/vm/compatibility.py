@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -161,5 +162,14 @@ def generated() -> str:
     return page(verified(collector.items))
 
 
+def main() -> None:
+    """Write the page, or with --print print it."""
+    text = generated()
+    if "--print" in sys.argv[1:]:
+        sys.stdout.write(text)
+    else:
+        PAGE.write_text(text)
+
+
 if __name__ == "__main__":
-    PAGE.write_text(generated())
+    main()

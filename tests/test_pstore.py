@@ -1035,11 +1035,3 @@ def test_names_of_drgn_are_not_shadowed(core: Path) -> None:
         env=command.environment(DRGN_PLUGINS=f"one={plugin}", DRGN_DISABLE_PLUGINS="*"),
     )
     assert run.stdout == "theirs\n", run.stderr
-
-
-def test_entry_point() -> None:
-    text = (command.ROOT / "pyproject.toml").read_text()
-    assert (
-        '[project.entry-points."drgn.plugins"]\ndrgn_tools = "drgn_tools._plugin"'
-        in text
-    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import shlex
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,11 +29,11 @@ from drgn_tools.export.report_page import (
     Frame,
     Hint,
     Lines,
+    Picture,
     Report,
     Section,
     Table,
 )
-from drgn_tools.formats import kdump
 from drgn_tools.kernel_log import dump_log, log_records, panic_line
 from drgn_tools.printing import one_line
 from drgn_tools.program import open_dump
@@ -42,8 +43,10 @@ from drgn_tools.vmcore import Vmcore, open_vmcore
 if TYPE_CHECKING:
     from drgn import Object, Program, StackTrace
 
+    from drgn_tools.info import DumpInfo
     from drgn_tools.kernel_log import LogRecord
     from drgn_tools.oprofile import OprofilePlace, OprofileSample
+    from drgn_tools.page_map import PageMap, Total
 
 _T = TypeVar("_T")
 
@@ -135,6 +138,10 @@ def _decoded(raw: bytes) -> str:
     return raw.decode("utf-8", "backslashreplace")
 
 
+def _command(dump: _Dump, *words: str) -> str:
+    return shlex.join(("drgn-tools", *words, dump.path))
+
+
 def _plural(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
@@ -220,13 +227,13 @@ def _log(dump: _Dump, draft: _Draft) -> None:
         mark = frozenset((at - first,))
         draft.add(Lines("What it said last", lines[first:last], mark))
     else:
-        draft.add(Lines("Its last lines", lines[-60:]))
+        draft.add(Lines("Its last lines", lines[-30:]))
     caption = f"The kernel log, {_plural(count, 'line')}"
     if left_out:
         caption += f"; {left_out} in between are left out here"
         lines.insert(len(start), f"    … {left_out} lines …")
     draft.add(Lines(caption, lines, folded=True))
-    draft.add(Hint("All of it:", f"drgn-tools dmesg {dump.path}"))
+    draft.add(Hint("The whole log:", _command(dump, "dmesg")))
 
 
 def _log_lines(dump: _Dump, draft: _Draft) -> Iterator[str]:
@@ -430,7 +437,72 @@ def _need_debug_info(prog: Program, what: str) -> None:
 
 
 def _memory(dump: _Dump, draft: _Draft) -> None:
-    draft.summary = "not done yet"
+    from drgn_tools.page_map import read_page_map
+
+    found = read_page_map(dump.vmcore, dump.jobs)
+    for warning in found.warnings:
+        draft.note(warning)
+    if found.why_no_zones:
+        draft.note(f"zones are told by address alone: {found.why_no_zones}")
+
+    def size(pages: int) -> str:
+        return binary_size(pages * found.page_size)
+
+    def row(total: Total) -> tuple[str, ...]:
+        first, end = total.longest
+        return (
+            total.label,
+            str(total.pages),
+            size(total.pages),
+            f"{100 * total.pages / found.pages:.1f}",
+            str(total.dumped),
+            f"{size(end - first)} at {first * found.page_size:#x}",
+        )
+
+    draft.summary = f"{size(found.pages)} in {_plural(found.pages, 'page')}"
+    draft.add(
+        Table(
+            "By class",
+            ("CLASS", "PAGES", "SIZE", "%", "IN THE DUMP", "LONGEST RUN"),
+            [row(total) for total in sorted(found.classes, key=lambda t: -t.pages)],
+            frozenset(range(1, 6)),
+        )
+    )
+    if found.zones:
+        draft.add(_zones(found, size))
+    try:
+        from drgn_tools.export.page_image import page_svg
+
+        picture = page_svg(found, width=1000)
+    except Exception as error:
+        draft.note(f"no picture of it: {_reason(error)}")
+    else:
+        draft.add(Picture("Physical memory by class", picture))
+    draft.add(
+        Hint("As a picture of its own:", _command(dump, "pages", "--image", "map.svg"))
+    )
+
+
+def _zones(found: PageMap, size: Callable[[int], str]) -> Table:
+    from drgn_tools.pages import PageClass
+
+    rows = []
+    for zone, pages in found.zones:
+        most = sorted(range(len(pages)), key=lambda c: -pages[c])[:4]
+        rows.append(
+            (
+                "-" if zone.node is None else str(zone.node),
+                zone.name,
+                "-" if zone.present is None else size(zone.present),
+                "-" if zone.managed is None else size(zone.managed),
+                size(pages[PageClass.FREE]),
+                ", ".join(
+                    f"{PageClass(c).label} {size(pages[c])}" for c in most if pages[c]
+                ),
+            )
+        )
+    head = ("NODE", "ZONE", "PRESENT", "MANAGED", "FREE", "MOST OF IT")
+    return Table("By zone", head, rows, frozenset((0, 2, 3, 4)))
 
 
 # --- pstore
@@ -445,10 +517,11 @@ def _pstore(dump: _Dump, draft: _Draft) -> None:
         for why in (zone.live_error, zone.old_log_error):
             if why:
                 draft.note(f"{zone.label}: {why}")
-    if zones:
+    used = [z for z in zones if z.state != "empty" or z.old_log is not None]
+    if used:
         draft.add(
             Table(
-                "Zones",
+                "Zones, but for those that are empty",
                 ("ZONE", "TYPE", "ADDRESS", "SIZE", "USED", "WRAPPED", "STATE", "OLD"),
                 [
                     (
@@ -461,7 +534,7 @@ def _pstore(dump: _Dump, draft: _Draft) -> None:
                         zone.state,
                         "-" if zone.old_log is None else binary_size(len(zone.old_log)),
                     )
-                    for zone in zones
+                    for zone in used
                 ],
                 frozenset((2, 3, 4, 7)),
             )
@@ -472,10 +545,13 @@ def _pstore(dump: _Dump, draft: _Draft) -> None:
         if record.error:
             draft.note(f"{record.label}: {record.error}")
         draft.add(_pstore_lines(record))
-    draft.summary = f"{_plural(len(zones), 'zone')}, {_plural(count, 'record')}"
-    draft.add(Hint("All of it:", f"drgn-tools pstore {dump.path}"))
+    draft.summary = (
+        f"{_plural(len(zones), 'zone')}, {len(zones) - len(used)} of them empty; "
+        f"{_plural(count, 'record')}"
+    )
     if any(zone.kind == "ftrace" for zone in zones):
-        _pstore_trace(dump, prog, draft)
+        _pstore_trace(prog, draft)
+    draft.add(Hint("All of it:", _command(dump, "pstore", "--boot", "all")))
 
 
 def _pstore_lines(record: Any) -> Lines:
@@ -498,7 +574,7 @@ def _utc(seconds: int) -> str:
     return f"{when:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _pstore_trace(dump: _Dump, prog: Program, draft: _Draft) -> None:
+def _pstore_trace(prog: Program, draft: _Draft) -> None:
     import contextlib
     import io
 
@@ -532,8 +608,7 @@ def _pstore_trace(dump: _Dump, prog: Program, draft: _Draft) -> None:
         draft.note(line.removeprefix("pstore: "))
     lines = out.getvalue().splitlines()
     draft.add(
-        Lines(f"Function trace: the newest {_plural(len(lines), 'record')}", lines),
-        Hint("All boots:", f"drgn-tools pstore --boot all {dump.path}"),
+        Lines(f"Function trace: the newest {_plural(len(lines), 'record')}", lines)
     )
 
 
@@ -571,7 +646,7 @@ def _zram(dump: _Dump, draft: _Draft) -> None:
                 frozenset(i for i, row in enumerate(streams) if row[5] != "-"),
             )
         )
-    draft.add(Hint("More of them:", f"drgn-tools zram --help, {dump.path}"))
+    draft.add(Hint("What is in them:", _command(dump, "zram", "--json")))
 
 
 def _zram_row(device: Any) -> tuple[str, ...]:
@@ -624,7 +699,9 @@ def _chain(sample: OprofileSample) -> Chain:
     if sample.trace and sample.trace[0].address == sample.place.address:
         del places[1]
     name = sample.comm or sample.program.rpartition("/")[2]
-    task = f"{name or '?'}[{sample.pid}]" if sample.pid >= 0 else "?"
+    if not name:
+        name = "idle" if sample.pid == 0 else "?"
+    task = f"{name}[{sample.pid}]" if sample.pid >= 0 else "?"
     frames = [Frame(place.symbol or place.image, _kind(place)) for place in places]
     return (Frame(task, "task"), *reversed(frames))
 
@@ -668,7 +745,7 @@ def _oprofile(dump: _Dump, draft: _Draft) -> None:
         )
     draft.add(
         Lines("Counters and settings", stats, folded=True),
-        Hint("Each sample:", f"drgn-tools oprofile --samples {dump.path}"),
+        Hint("Each sample:", _command(dump, "oprofile", "--samples")),
     )
 
 
@@ -714,7 +791,7 @@ def _trace(dump: _Dump, draft: _Draft) -> None:
     draft.add(
         Table("Buffers of each CPU", head.split(), rows, frozenset(range(1, 9))),
         *events,
-        Hint("All events:", f"drgn-tools ftrace {dump.path}"),
+        Hint("All events:", _command(dump, "ftrace")),
     )
 
 
@@ -848,23 +925,26 @@ _DIED = re.compile(
 
 
 def _report(dump: _Dump, sections: list[Section]) -> Report:
-    from drgn_tools.info import describe
+    from drgn_tools.info import as_text, read_info
 
     lines = [line for record in dump.records for line in _log_text(record)]
     panic = panic_line(dump.records)
     words = _last_words(lines, panic)
-    about = dict(describe(dump.path))
-    where = about.get("node", "(none)")
-    release = about.get("release", "unknown kernel")
-    title = f"Linux {release}" + ("" if where == "(none)" else f" on {where}")
+    info = read_info(dump.path)
+    title = f"Linux {info.release or 'of an unknown release'}"
+    if info.node not in (None, "(none)"):
+        title += f" on {info.node}"
     # The panic is the headline; and first comes what people ask first.
-    rows = [("crash time", about.get("crash time", "")), *_death(lines, words)]
+    about = dict(as_text(info))
+    rows = [("crash time", about["crash time"]), *_death(lines, words)]
     known = {"panic", *(label for label, _ in rows)}
     rows += [row for row in about.items() if row[0] not in known]
+    died = panic is not None or info.crash_time is not None
     return Report(
         title,
         panic or _no_panic(dump),
-        _verdicts(dump, sections),
+        died,
+        _verdicts(dump, info, sections),
         Facts(rows),
         _headline_trace(dump, lines, words),
         sections,
@@ -930,23 +1010,23 @@ def _headline_trace(
     return Lines("The end of the kernel log", lines[-12:])
 
 
-def _verdicts(dump: _Dump, sections: list[Section]) -> list[tuple[str, str]]:
-    vmcore = dump.vmcore
-    header = vmcore.header
+def _verdicts(
+    dump: _Dump, info: DumpInfo, sections: list[Section]
+) -> list[tuple[str, str]]:
     lacks = []
-    if vmcore.lost_bytes:
-        lacks.append(f"cut short: {binary_size(vmcore.lost_bytes)} are missing")
-    if header is not None and header.status & kdump.STATUS_INCOMPLETE:
+    if info.lost_bytes:
+        lacks.append(f"cut short: {binary_size(info.lost_bytes)} are missing")
+    if info.incomplete:
         lacks.append("marked incomplete: pages are missing that it should have")
-    if vmcore.part:
+    if info.part:
         lacks.append("one of several files: the others have the rest")
     if lacks:
         found = [("missing", f"The dump is {'; it is '.join(lacks)}")]
-    elif header is not None and header.dump_level:
-        found = [("ok", f"The dump is whole, filtered with -d {header.dump_level}")]
+    elif info.dump_level:
+        found = [("ok", f"The dump is whole, filtered with -d {info.dump_level}")]
     else:
         found = [("ok", "The dump is whole, and not filtered")]
-    if vmcore.live:
+    if dump.vmcore.live:
         found.append(("partly", "The kernel was running while it was read"))
     symbols = dump.prog is not None and _has_debug_info(dump.prog)
     found.append(

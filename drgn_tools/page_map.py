@@ -12,7 +12,7 @@ for each 128 MiB.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -114,7 +114,7 @@ class Grid(NamedTuple):
 
     @property
     def tile_pfns(self) -> int:
-        return self.square_pfns * self.tiles.shape[1]
+        return self.square_pfns * int(self.tiles.shape[1])
 
 
 class PageMap(NamedTuple):
@@ -227,11 +227,12 @@ def _count_zones(
         zone_pages += both.reshape(zone_pages.shape)
 
 
-def _tally(kinds: npt.NDArray[np.uint8], lacking: npt.NDArray[np.bool_]) -> np.void:
+def _tally(kinds: npt.NDArray[np.uint8], lacking: npt.NDArray[np.bool_]) -> Any:
     tally = np.zeros((), _TALLY)
     pages = np.bincount(kinds, minlength=_KINDS)
     tally["pages"] = pages
     tally["dumped"] = pages - np.bincount(kinds[lacking], minlength=_KINDS)
+    tally["dumped"][[RESERVED, HOLE]] = 0
     edges = np.flatnonzero(kinds[1:] != kinds[:-1]) + 1
     starts = np.concatenate(([0], edges))
     lengths = np.diff(starts, append=len(kinds))

@@ -22,6 +22,7 @@ from drgn.helpers.common.prog import takes_program_or_default
 from drgn_tools.printing import one_line, printing, say
 
 if TYPE_CHECKING:
+    from drgn_tools.export import trace_dat
     from drgn_tools.ftrace_memory import Commands, TraceBuffer, TraceEvents
     from drgn_tools.ftrace_text import Kernel, Printer
     from drgn_tools.printing import File
@@ -328,17 +329,51 @@ def ftrace_export(prog: Program, path: str, *, force: bool = False) -> None:
 
 
 def _export(prog: Program, path: str, force: bool) -> None:
+    from drgn_tools.export.trace_dat import Buffer, write_trace_dat
     from drgn_tools.output import check_target
-    from drgn_tools.trace_dat import write_trace_dat
+    from drgn_tools.ring_buffer import ring_buffer_stats
 
     check_target(path, force)
     notes = _Notes()
-    buffers = _chosen(prog, None)
+    buffers = []
     reader = _Reader(prog)
-    streams = [(buffer, _cpu_streams(buffer, None, notes)) for buffer in buffers]
-    write_trace_dat(path, reader.kernel, reader.events, reader.commands, streams)
+    for buffer in _chosen(prog, None):
+        streams = _cpu_streams(buffer, None, notes)
+        sizes = [ring_buffer_stats(buffer.buffer, cpu).subbuf_size for cpu in streams]
+        buffers.append(
+            Buffer(buffer.name, buffer.clock, max(sizes, default=0), streams)
+        )
+    write_trace_dat(path, _trace_dat_kernel(reader), buffers)
     for text, count in notes.texts.items():
         say("ftrace", text + (f" ({count} times)" if count > 1 else ""))
+
+
+def _trace_dat_kernel(reader: _Reader) -> trace_dat.Kernel:
+    from drgn_tools.export.trace_dat import Kernel
+
+    kernel = reader.kernel
+    return Kernel(
+        kernel.little,
+        kernel.word,
+        _uname(reader.prog),
+        reader.events.common,
+        reader.events.get,
+        kernel.string,
+        kernel.symbols,
+        reader.commands.known,
+    )
+
+
+def _uname(prog: Program) -> str:
+    try:
+        name = prog["init_uts_ns"].name
+        parts = [
+            member.string_().decode("utf-8", "backslashreplace")
+            for member in (name.sysname, name.nodename, name.release, name.machine)
+        ]
+    except (LookupError, FaultError):
+        return ""
+    return " ".join(parts)
 
 
 def print_dump(

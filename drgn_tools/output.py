@@ -16,7 +16,7 @@ import mmap
 import os
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from drgn_tools.errors import STOP_SIGNALS, DumpError, OutputFull
@@ -334,3 +334,17 @@ def check_target(target: str, force: bool, sources: tuple[str, ...] = ()) -> Non
         raise DumpError(f"{target} exists and is no regular file")
     if not force:
         raise DumpError(f"{target} exists (-f replaces it)")
+
+
+def write_file(target: str, pieces: Iterable[bytes]) -> None:
+    """
+    Write a file from its start to its end.
+
+    :raises DumpError: if it cannot be written.
+    """
+    with files(target) as (file,):
+        size = 0
+        for piece in pieces:
+            file.write(piece, size)
+            size += len(piece)
+        file.finish(size)

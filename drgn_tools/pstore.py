@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from drgn_tools import pstore_memory, pstore_records, ramoops, reed_solomon
+    from drgn_tools.export import function_trace
     from drgn_tools.printing import File as _File
 
 __all__ = (
@@ -42,6 +43,7 @@ __all__ = (
     "for_each_pstore_zone",
     "pstore_console",
     "pstore_dmesg",
+    "pstore_export",
     "pstore_ftrace",
     "pstore_pmsg",
     "pstore_zones",
@@ -867,6 +869,75 @@ def _print_ftrace(
         while some := list(islice(lines, _LINES)):
             out.write("\n".join(some))
             out.write("\n")
+
+
+@takes_program_or_default
+def pstore_export(
+    prog: Program,
+    path: str,
+    *,
+    boot: Boot = "newest",
+    cpu: int | None = None,
+    last: int | None = None,
+    force: bool = False,
+) -> None:
+    """
+    Write the function trace in persistent memory for other tools.
+
+    :param path: Of the file, which appears when all has been written. What it ends in
+        says what it is: ``.pftrace`` or ``.perfetto-trace`` for Perfetto, ``.dat`` for
+        trace-cmd and KernelShark.
+    :param force: It may replace a file.
+
+    The other parameters are those of :func:`pstore_ftrace()`. What is missing is said
+    on standard error.
+
+    :raises DumpError: if this kernel has no pstore, or no zone for it, or the file
+        cannot be written.
+    :raises ValueError: if the file's name ends in something else.
+    """
+    from drgn_tools.export import function_trace
+    from drgn_tools.export.endings import format_of
+    from drgn_tools.output import check_target
+
+    kind = format_of("pstore", path)
+    check_target(path, force)
+    trace = _trace(prog)
+    records = _select(trace, boot, cpu, last)
+    for note in _trace_notes(trace, boot, len(records)):
+        _note(note)
+    boots = _export_boots(prog, trace, records)
+    left_out = function_trace.write(path, kind, boots, trace.fmt)
+    if left_out:
+        _note(f"{left_out} records of CPUs that there cannot be are left out")
+
+
+def _export_boots(
+    prog: Program, trace: _Trace, records: pstore_records.FtraceArray
+) -> list[function_trace.Boot]:
+    # The newest first, all at this kernel's addresses as far as those are known.
+    import numpy as np
+
+    from drgn_tools.export.function_trace import Boot
+
+    boots = []
+    for number in reversed(_unique(records["boot"]).tolist()):
+        part = records[records["boot"] == number]
+        shift = trace.shifts[number]
+        known = None if shift is None else 0
+        modules = trace.this and number == 0
+        moved = np.uint64((shift or 0) & ((1 << 64) - 1))
+        boots.append(
+            Boot(
+                number,
+                part,
+                _addresses(trace, part["ip"]) + moved,
+                _addresses(trace, part["parent_ip"]) + moved,
+                _namer(prog, known, modules, False),
+                _namer(prog, known, modules, True),
+            )
+        )
+    return boots
 
 
 # struct psz_kmsg_header by the size of a word: its own size, offsets of tv_sec,

@@ -64,7 +64,7 @@ def _run() -> int:
         status = commands(prog_name="drgn-tools", standalone_mode=False)
     except click.UsageError as error:
         name = error.ctx.command_path if error.ctx else "drgn-tools"
-        complain(f"{name}: {error.format_message()} (see {name} --help)")
+        complain(name, f"{error.format_message()} (see {name} --help)")
         return 2
     except click.ClickException as error:
         raise DumpError(str(error)) from None

@@ -32,14 +32,24 @@ jobs: _Decorator = click.option(
 
 #: ``force``.
 force: _Decorator = click.option(
-    "-f", "--force", is_flag=True, help="Replace FILE if it exists."
+    "-f", "--force", is_flag=True, help="Replace a file that exists."
 )
 
-#: ``quiet``. Whoever takes it calls :func:`drgn_tools.progress.silence`.
+
+def _silence(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    if value:
+        from drgn_tools.progress import silence
+
+        silence()
+    return value
+
+
+#: ``quiet``. That no progress is shown is done by itself.
 quiet: _Decorator = click.option(
     "-q",
     "--quiet",
     is_flag=True,
+    callback=_silence,
     help="No progress and no summary; errors and warnings stay.",
 )
 

@@ -46,6 +46,6 @@ def ftrace(
         symbols=symbols,
         instance=instance,
         cpu=cpu,
-        trace_dat=output,
+        output=output,
         force=force,
     )

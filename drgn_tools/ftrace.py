@@ -12,7 +12,8 @@ The printing helpers' names need no import in ``drgn -e`` and in interactive ses
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
@@ -188,6 +189,7 @@ def for_each_ftrace_event(
     *,
     read: bool = False,
     uncommitted: bool = False,
+    last: int | None = None,
     note: Callable[[str], object] | None = None,
 ) -> Iterator[FtraceEvent]:
     """
@@ -197,6 +199,7 @@ def for_each_ftrace_event(
     :param cpu: Of this one only.
     :param read: Also those that were read and are still there.
     :param uncommitted: Also those that were being written.
+    :param last: Of each buffer only so many, the newest ones.
     :param note: Called with what is missing or torn, a line each.
     :raises DumpError: if this kernel has no trace, or it cannot be found.
     """
@@ -214,7 +217,10 @@ def for_each_ftrace_event(
             read=read,
             uncommitted=uncommitted,
         )
-        for event in merge(*streams.values(), key=attrgetter("time")):
+        events: Iterable[RingEvent] = merge(*streams.values(), key=attrgetter("time"))
+        if last is not None:
+            events = deque(events, last)
+        for event in events:
             known = printer.event_of(event.data)
             if known is None and event.state == "read":
                 # What is left of an older event, or nothing at all.

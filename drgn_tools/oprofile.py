@@ -13,7 +13,7 @@ The printing helpers' names need no import in ``drgn -e`` and in interactive ses
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Union
 
 from drgn import FaultError, Program
 from drgn.helpers.common.prog import takes_program_or_default
@@ -267,6 +267,7 @@ def for_each_oprofile_sample(
     read: bool = False,
     uncommitted: bool = False,
     sysroot: str | None = None,
+    note: Callable[[str], object] | None = None,
 ) -> Iterator[OprofileSample]:
     """
     Iterate over the samples that nobody has read: those of the event buffer, then
@@ -282,10 +283,15 @@ def for_each_oprofile_sample(
     :param uncommitted: Also samples that were being written.
     :param sysroot: Folder that has the target's programs at their paths, for names of
         functions in them.
+    :param note: Called at the end with what is missing or torn, a line each.
     :raises DumpError: if this kernel has no oprofile or nobody has opened its buffer.
     :raises ValueError: if *source* is none of these.
     """
-    return _Profile(prog, sysroot).samples(cpu, source, read, uncommitted)
+    profile = _Profile(prog, sysroot)
+    yield from profile.samples(cpu, source, read, uncommitted)
+    if note is not None:
+        for line in profile.notes.lines():
+            note(line)
 
 
 @takes_program_or_default

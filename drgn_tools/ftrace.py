@@ -421,9 +421,10 @@ def print_dump(
     """
     import sys
 
-    from drgn_tools.program import open_dump
+    from drgn_tools.program import open_dump, require_symbols
 
     prog = open_dump(dump, symbols)
+    require_symbols(prog, dump, "ftrace")
     if output is not None:
         ftrace_export(prog, output, force=force)
     else:

@@ -556,9 +556,10 @@ def print_dump(
     """
     import sys
 
-    from drgn_tools.program import open_dump
+    from drgn_tools.program import open_dump, require_symbols
 
     prog = open_dump(dump, symbols)
+    require_symbols(prog, dump, "oprofile", ("oprofile",))
     try:
         if output is not None:
             oprofile_export(prog, output, sysroot=sysroot, force=force)

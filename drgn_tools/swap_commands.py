@@ -87,6 +87,7 @@ def swap(
     if output is not None:
         check_target(output, force, (dump,))
     prog = program.open_dump(dump, symbols)
+    program.require_symbols(prog, dump, "swap")
     try:
         if output is not None:
             assert address is not None and size is not None

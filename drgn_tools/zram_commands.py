@@ -75,6 +75,7 @@ def zram(
     if output is not None:
         check_target(output, force, (dump,))
     prog = program.open_dump(dump, symbols)
+    program.require_symbols(prog, dump, "zram", ("zram", "zsmalloc"))
     try:
         if output is not None:
             check_target(output, force, (dump,))

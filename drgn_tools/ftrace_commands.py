@@ -14,7 +14,11 @@ from drgn_tools.decoding import decoder
 @click.command()
 @click.argument("dump")
 @options.symbols
-@options.output("Write a trace.dat for trace-cmd and KernelShark instead.")
+@options.output(
+    "Write a file for other tools instead, by its ending: .dat for trace-cmd and "
+    "KernelShark, .pftrace or .perfetto-trace for Perfetto.",
+    family="ftrace",
+)
 @options.force
 @click.option(
     "--instance",

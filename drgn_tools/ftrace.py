@@ -421,8 +421,11 @@ def print_dump(
     """
     import sys
 
+    from drgn_tools.output import check_target
     from drgn_tools.program import open_dump, require_symbols
 
+    if output is not None:
+        check_target(output, force, (dump,))
     prog = open_dump(dump, symbols)
     require_symbols(prog, dump, "ftrace")
     if output is not None:

@@ -906,10 +906,10 @@ def pstore_export(
     records = _select(trace, boot, cpu, last)
     for note in _trace_notes(trace, boot, len(records)):
         _note(note)
-    boots = _export_boots(prog, trace, records)
-    left_out = function_trace.write(path, kind, boots, trace.fmt)
-    if left_out:
-        _note(f"{left_out} records of CPUs that there cannot be are left out")
+    for note in function_trace.write(
+        path, kind, _export_boots(prog, trace, records), trace.fmt
+    ):
+        _note(note)
 
 
 def _export_boots(
@@ -1283,6 +1283,8 @@ def print_dump(
     symbols: Sequence[str] = (),
     boot: int | None = 0,
     as_json: bool = False,
+    output: str | None = None,
+    force: bool = False,
 ) -> None:
     """
     Print all that pstore has in a dump, as ``drgn-tools pstore DUMP`` does.
@@ -1292,12 +1294,17 @@ def print_dump(
     :param boot: Of the function trace: 0 for the newest, -1 for the one before;
         None for all.
     :param as_json: As one JSON object, on one line but for the function trace.
+    :param output: Write this file instead: see :func:`pstore_export()`.
+    :param force: It may replace a file.
     :raises DumpError: if the dump cannot be read or has nothing of pstore, or a file
         has no symbols of its kernel.
     """
+    from drgn_tools.output import check_target
     from drgn_tools.program import missing_symbols, open_dump
     from drgn_tools.pstore_memory import PstoreError, has_debug_info
 
+    if output is not None:
+        check_target(output, force, (dump,))
     prog = open_dump(dump, symbols)
     missing = missing_symbols(prog, dump, _MODULES)
     try:
@@ -1307,6 +1314,9 @@ def print_dump(
     if not has_debug_info(prog):
         note = f"{missing}; {_NO_SYMBOLS}"
         pstore = pstore._replace(notes=(*pstore.notes, note))
+    if output is not None:
+        pstore_export(prog, output, boot="all" if boot is None else boot, force=force)
+        return
     (_print_json if as_json else _print_all)(prog, pstore, boot, sys.stdout)
 
 

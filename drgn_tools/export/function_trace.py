@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drgn_tools import output
+from drgn_tools.errors import DumpError
 from drgn_tools.export import perfetto, trace_dat
 from drgn_tools.print_fmt import Field
 from drgn_tools.pstore_records import FtraceArray, FtraceFormat, Name
@@ -61,22 +62,24 @@ def times(records: FtraceArray) -> npt.NDArray[np.int64]:
     return np.asarray(counter.astype(np.int64))
 
 
-def write(path: str, kind: str, boots: Sequence[Boot], fmt: FtraceFormat) -> int:
+def write(path: str, kind: str, boots: Sequence[Boot], fmt: FtraceFormat) -> list[str]:
     """
     Write a file.
 
     :param kind: perfetto or trace.dat.
-    :return: how many records are not in it, as there can be no such CPU.
-    :raises DumpError: if it cannot be written.
+    :return: what it lacks, a line each.
+    :raises DumpError: if there are no records, or it cannot be written.
     """
+    if not boots:
+        raise DumpError(f"{path} is not written: there are no records for it")
     kept = [_of_cpus(boot) for boot in boots]
     if kind == "perfetto":
         output.write_file(path, perfetto_trace(kept))
     else:
         write_trace_dat(path, kept, fmt)
-    return sum(len(boot.records) for boot in boots) - sum(
-        len(boot.records) for boot in kept
-    )
+    count = sum(len(boot.records) for boot in boots)
+    count -= sum(len(boot.records) for boot in kept)
+    return [f"{count} records of CPUs that there cannot be"] * bool(count)
 
 
 def _of_cpus(boot: Boot) -> Boot:

@@ -14,7 +14,11 @@ from drgn_tools.decoding import decoder
 @click.command()
 @click.argument("dump")
 @options.symbols
-@options.output("Write a trace.dat for trace-cmd and KernelShark instead.")
+@options.output(
+    "Write a file for other tools instead, by its ending: .dat for trace-cmd and "
+    "KernelShark, .pftrace or .perfetto-trace for Perfetto.",
+    family="ftrace",
+)
 @options.force
 @click.option(
     "--instance",
@@ -46,6 +50,6 @@ def ftrace(
         symbols=symbols,
         instance=instance,
         cpu=cpu,
-        trace_dat=output,
+        output=output,
         force=force,
     )

@@ -54,6 +54,12 @@ def _classes(page_map: PageMap) -> Iterator[tuple[str, bool]]:
     yield f"{'all':<16}{every:>12}{_size(page_map, every):>12}{share:>8}{dumped}", False
     for total in page_map.beside:
         yield line(total, ""), False
+    if page_map.untyped:
+        yield (
+            "This kernel's pages do not tell page-table, zsmalloc and large-kmalloc "
+            "from kernel.",
+            False,
+        )
 
 
 def _run(page_map: PageMap, run: Run) -> str:
@@ -148,5 +154,6 @@ def page_map_json(page_map: PageMap) -> dict[str, Any]:
         ],
         "pages_without_zone": page_map.zoneless,
         "zones_by_address": page_map.why_no_zones or None,
+        "untyped": page_map.untyped,
         "warnings": page_map.warnings,
     }

@@ -217,10 +217,8 @@ def save(page_map: PageMap, path: str) -> None:
     :param path: ends with ``.svg``, or the picture is a PNG.
     :raises DumpError: if it cannot be written.
     """
-    if path.endswith(".svg"):
-        data = page_svg(page_map).encode()
-    else:
-        data = page_png(page_map)
+    svg = path.endswith(".svg")
+    data = page_svg(page_map).encode() if svg else page_png(page_map)
     with files(path) as (file,):
         file.write(data, 0)
         file.finish(len(data))

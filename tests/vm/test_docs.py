@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -158,7 +159,8 @@ def results(block: Block, found: list[Example], where: Place) -> list[tuple[int,
 
     def here(text: str) -> str:
         for shown, real in where.words.items():
-            text = text.replace(shown, real)
+            # A formatter may have made its letters capitals.
+            text = re.sub(rf"(?i)(?<![1-9a-f]){shown}\b", real, text)
         return text
 
     commands = [here(example.command) for example in found]

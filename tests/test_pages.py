@@ -71,6 +71,12 @@ def check(pages: StructPages, layout: PageLayout | None = None) -> None:
 # --- one class after the other ----------------------------------------------------
 
 
+@pytest.mark.verified(
+    "pages: the class of each page",
+    by="struct pages made as in 4.18, 5.10, 6.1, 6.3, 6.6, 6.9, 6.10, 6.11, 6.12, 7.1, "
+    "7.2",
+    on="bytes",
+)
 @every_generation
 def test_every_class(generation: Generation) -> None:
     pages = StructPages(generation, 8192, 4096)

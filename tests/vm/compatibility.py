@@ -23,7 +23,8 @@ import pytest
 
 from . import kernels
 
-PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
+BENCH = Path(__file__).parent
+PAGE = BENCH.parents[1] / "docs" / "compatibility.md"
 BYTES = "bytes"
 """The column of what no kernel of the bench has."""
 COLUMNS = (*kernels.NAMES, BYTES)
@@ -139,8 +140,16 @@ def _page(found: Verified) -> Iterator[str]:
 
 class _Collector:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        # As they are written; where a fixture has parameters, they run otherwise.
-        self.items = sorted(items, key=lambda item: (item.path, item.location[1] or 0))
+        # As they are written, those on kernels first; where a fixture has
+        # parameters, they run in another order.
+        self.items = sorted(
+            items,
+            key=lambda item: (
+                BENCH not in item.path.parents,
+                item.path,
+                item.location[1] or 0,
+            ),
+        )
 
 
 def generated() -> str:
@@ -153,7 +162,7 @@ def generated() -> str:
                 "--collect-only",
                 "-p",
                 "no:cacheprovider",
-                str(PAGE.parents[1] / "tests"),
+                str(BENCH.parent),
             ],
             plugins=[collector],
         )

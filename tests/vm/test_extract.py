@@ -220,6 +220,9 @@ GUEST_SAYS = {
 @pytest.mark.verified(
     "extract: which pages a level keeps", by="/proc/kpageflags of the same guest"
 )
+@pytest.mark.verified(
+    "pages: the class of each page", by="/proc/kpageflags of the same guest"
+)
 def test_classes_as_the_guest_says(case: Case) -> None:
     """Our classes are those of the guest's own /proc/kpageflags.
 

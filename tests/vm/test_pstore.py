@@ -111,7 +111,7 @@ def zones(region: Region, kind: str) -> list[Zone]:
 
 @pytest.mark.verified(
     "pstore: where zones are (`--raw`)",
-    by="the kernel's layout, as its own messages and files show it",
+    by="the guest's own parameters of ramoops, and its region",
 )
 def test_zones_lie_where_the_kernel_puts_them(case: Case) -> None:
     expected = pstore_guests.places(case.guest.spec)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks.__main__
 from drgn_tools import __main__, _plugin
 from tests import command, documents
 from tests.documents import PAGES, ROOT, Block
@@ -267,6 +268,17 @@ def test_every_page_is_reached_from_the_readme() -> None:
         seen.add(page)
         todo += [target for target, _ in links(page) if target.suffix == ".md"]
     assert set(PAGES) <= seen
+
+
+def test_every_table_of_the_benchmarks_names_its_command() -> None:
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    named = set()
+    for section in re.split("(?m)^## ", text)[1:]:
+        if re.search("(?m)^\\|", section):
+            command = re.search(r"(?m)^python -m benchmarks\.(\w+)", section)
+            assert command, section.splitlines()[0]
+            named.add(command[1])
+    assert named == set(benchmarks.__main__.NAMES)
 
 
 # --- links

@@ -42,8 +42,8 @@ def _list(args: argparse.Namespace) -> int:
         have = cache.find(f"peers/{name}")
         line("peer", name, have, cache.manifest(have)["version"] if have else "")
     have = cache.find(libkdumpfile.NAME)
-    said = cache.manifest(have)["version"] if have else ""
-    line("peer", libkdumpfile.PACKAGE, have, said)
+    version = str(cache.manifest(have)["version"]) if have else ""
+    line("peer", libkdumpfile.PACKAGE, have, version)
     for spec in (*dumps.MATRIX, dumps.LARGE):
         have = dumps.cached(spec)
         line("dump", spec.name, have, str(have or ""))

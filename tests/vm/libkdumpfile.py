@@ -87,7 +87,7 @@ def _make(top: Path) -> None:
 
 
 def _keep(top: Path, work: Path) -> None:
-    """Keep scripts, programs and libraries; what libtool put around them it does not."""
+    """Keep scripts, programs and libraries, not what libtool put around them."""
     (work / "programs").mkdir()
     (work / "tests").mkdir()
     (work / "lib").mkdir()

@@ -138,11 +138,11 @@ def _virtual(vmcore: Vmcore) -> Read:
 
 Value = Union[int, str, bytes, None]
 
-# Of user_regs_struct, in the order of struct elf_prstatus.
-_REGISTERS = (
-    "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs rflags "
-    "rsp ss fs_base gs_base ds es fs gs"
-).split()
+# The 27 of user_regs_struct, in the order of struct elf_prstatus.
+_REGISTERS = """
+    r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs rflags
+    rsp ss fs_base gs_base ds es fs gs
+"""
 _PR_PID, _PR_REG = 32, 112
 
 # Said by libkdumpfile of itself.
@@ -220,8 +220,8 @@ def _attributes(vmcores: Sequence[Vmcore]) -> dict[str, Value]:
             known[f"cpu.{cpu}.PRSTATUS"] = note.desc
             pid = note.desc[_PR_PID : _PR_PID + 4]
             known[f"cpu.{cpu}.pid"] = int.from_bytes(pid, "little")
-            values = np.frombuffer(note.desc, "<u8", len(_REGISTERS), _PR_REG)
-            for name, value in zip(_REGISTERS, values.tolist()):
+            values = np.frombuffer(note.desc, "<u8", 27, _PR_REG)
+            for name, value in zip(_REGISTERS.split(), values.tolist()):
                 known[f"cpu.{cpu}.reg.{name}"] = value
             cpu += 1
     known["cpu.number"] = first.nr_cpus

@@ -79,7 +79,8 @@ def output(help: str, required: bool = False, family: str = "") -> _Decorator:
         return value
 
     return click.option(
-        *("-o", "--output"),
+        "-o",
+        "--output",
         type=click.Path(),
         metavar="FILE",
         required=required,

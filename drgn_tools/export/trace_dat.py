@@ -21,6 +21,7 @@ from typing import IO, Callable, NamedTuple, Protocol
 from drgn_tools import output
 from drgn_tools.errors import DumpError
 from drgn_tools.print_fmt import Field
+from drgn_tools.text import printable
 
 _MAGIC = b"\x17\x08\x44tracing6\0"
 # Options of the file.
@@ -328,6 +329,8 @@ def _formats(seen: _Seen, order: str) -> bytes:
 def _kallsyms(kernel: Kernel) -> bytes:
     lines = []
     for address, name, module in kernel.symbols():
+        # A word each, whatever a damaged table says.
+        name, module = ("".join(printable(text).split()) for text in (name, module))
         lines.append(f"{address:016x} t {name}" + (f"\t[{module}]" if module else ""))
     return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
 

@@ -118,8 +118,9 @@ class Grid(NamedTuple):
     where it ends. Where none is, there is no memory."""
     tiles: npt.NDArray[np.uint8]
     """A row for each of these: what is in each of its squares, one of the numbers
-    above. A square of several page frames is what most of them are, unless one of
-    them is poisoned. :data:`LEFT_OUT` is added where most of them have no data."""
+    above. A square of several page frames is what most of them are; a poisoned one
+    decides for all. :data:`LEFT_OUT` is added where most of them have no data, but
+    never to poisoned ones."""
 
     @property
     def tile_pfns(self) -> int:
@@ -301,6 +302,8 @@ def _squares(
         squares[known == 0] = HOLE
         squares[pages[:, PageClass.HWPOISON] > 0] = PageClass.HWPOISON
         left_out = lacking.reshape(count, pfns).sum(axis=1) * 2 > known
+    # What is poisoned is in no dump, and is to be seen.
+    left_out = left_out & (squares != PageClass.HWPOISON)
     return np.where(left_out, squares | np.uint8(LEFT_OUT), squares)
 
 

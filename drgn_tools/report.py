@@ -82,7 +82,8 @@ class _Draft:
         self.summary = ""
         self.blocks: list[Block] = []
         self.notes: dict[str, int] = {}
-        self.failed = False
+        self.lacking: dict[str, list[str]] = {}
+        # What is missing of whom, by the reason.
         self.absent = False
         # The kernel has nothing of the kind.
 
@@ -94,9 +95,9 @@ class _Draft:
         if text in self.notes or len(self.notes) < _NOTES:
             self.notes[text] = self.notes.get(text, 0) + 1
 
-    def fail(self, error: Exception) -> None:
-        self.failed = True
-        self.note(_reason(error))
+    def lack(self, who: str, why: str) -> None:
+        if why in self.lacking or len(self.lacking) < _NOTES:
+            self.lacking.setdefault(why, []).append(who)
 
     def some(self, things: Iterable[_T], what: str, most: int) -> Iterator[_T]:
         # As many as there is time for.
@@ -115,12 +116,13 @@ class _Draft:
             f"{text} ({count} times)" if count > 1 else text
             for text, count in self.notes.items()
         ]
+        for why, who in self.lacking.items():
+            more = f" and {len(who) - 8} more" if len(who) > 8 else ""
+            notes.append(f"{', '.join(who[:8])}{more}: {why}")
         if self.absent:
             return Section(key, title, "none", ", ".join(self.notes), [], [])
-        if self.failed and not self.blocks:
-            status = "missing"
-        elif notes:
-            status = "partly"
+        if notes:
+            status = "partly" if self.blocks else "missing"
         else:
             status = "ok" if self.blocks else "none"
         return Section(key, title, status, self.summary, self.blocks, notes)
@@ -343,7 +345,7 @@ def _tasks(dump: _Dump, draft: _Draft) -> None:
         for task in draft.some(for_each_task(prog), "tasks", _TASKS):
             found[task.value_()] = _task(prog, task)
     except Exception as error:
-        draft.fail(error)
+        draft.note(_reason(error))
     for address, task in idle.items():
         found.setdefault(address, _task(prog, task))
     if not found:
@@ -352,8 +354,9 @@ def _tasks(dump: _Dump, draft: _Draft) -> None:
         found,
         key=lambda a: (a != crashed, a not in running, a in idle, found[a].pid),
     )
-    for why, count in Counter(t.why for t in found.values() if t.why).items():
-        draft.note(f"no stack of {_plural(count, 'task')}: {why}")
+    for one in found.values():
+        if one.why:
+            draft.lack(f"stack of {_task_name(one)}", one.why)
     draft.summary = f"{_plural(len(found), 'task')}, {len(running)} on CPUs" + (
         "" if crashed in found else "; none is said to have panicked"
     )
@@ -437,11 +440,19 @@ def _need_debug_info(prog: Program, what: str) -> None:
 
 
 def _memory(dump: _Dump, draft: _Draft) -> None:
+    from drgn_tools.export.page_image import page_svg
     from drgn_tools.page_map import read_page_map
+    from drgn_tools.pages import PageClass
 
     found = read_page_map(dump.vmcore, dump.jobs)
+    lacking = any(total.kind == PageClass.UNKNOWN for total in found.classes)
+    remarks = []
     for warning in found.warnings:
-        draft.note(warning)
+        if dump.vmcore.live or lacking:
+            draft.note(warning)
+        else:
+            # What its pages never tell.
+            remarks.append(warning)
     if found.why_no_zones:
         draft.note(f"zones are told by address alone: {found.why_no_zones}")
 
@@ -459,7 +470,8 @@ def _memory(dump: _Dump, draft: _Draft) -> None:
             f"{size(end - first)} at {first * found.page_size:#x}",
         )
 
-    draft.summary = f"{size(found.pages)} in {_plural(found.pages, 'page')}"
+    whole = f"{size(found.pages)} in {_plural(found.pages, 'page')}"
+    draft.summary = "; ".join((whole, *remarks))
     draft.add(
         Table(
             "By class",
@@ -470,14 +482,7 @@ def _memory(dump: _Dump, draft: _Draft) -> None:
     )
     if found.zones:
         draft.add(_zones(found, size))
-    try:
-        from drgn_tools.export.page_image import page_svg
-
-        picture = page_svg(found, width=1000)
-    except Exception as error:
-        draft.note(f"no picture of it: {_reason(error)}")
-    else:
-        draft.add(Picture("Physical memory by class", picture))
+    draft.add(Picture("Physical memory by class", page_svg(found)))
     draft.add(
         Hint("As a picture of its own:", _command(dump, "pages", "--image", "map.svg"))
     )
@@ -516,7 +521,7 @@ def _pstore(dump: _Dump, draft: _Draft) -> None:
     for zone in zones:
         for why in (zone.live_error, zone.old_log_error):
             if why:
-                draft.note(f"{zone.label}: {why}")
+                draft.lack(zone.label, why)
     used = [z for z in zones if z.state != "empty" or z.old_log is not None]
     if used:
         draft.add(
@@ -543,7 +548,7 @@ def _pstore(dump: _Dump, draft: _Draft) -> None:
     for record in draft.some(pstore.for_each_pstore_record(prog), "records", 1000):
         count += 1
         if record.error:
-            draft.note(f"{record.label}: {record.error}")
+            draft.lack(record.label, record.error)
         draft.add(_pstore_lines(record))
     draft.summary = (
         f"{_plural(len(zones), 'zone')}, {len(zones) - len(used)} of them empty; "
@@ -628,9 +633,9 @@ def _zram(dump: _Dump, draft: _Draft) -> None:
             if rows[-1][1] != "-":
                 streams += _stream_rows(name, device)
         except Exception as error:
-            draft.note(f"{name}: {_reason(error)}")
+            draft.lack(name, _reason(error))
     if not rows:
-        draft.summary = "no zram devices"
+        draft.summary = "" if draft.lacking else "no zram devices"
         return
     used = sum(row[1] != "-" for row in rows)
     draft.summary = f"{_plural(len(rows), 'device')}, {used} set up"
@@ -721,7 +726,7 @@ def _oprofile(dump: _Dump, draft: _Draft) -> None:
             chains[_chain(sample)] += 1
             functions.update(count((sample,), columns))
     except Exception as error:
-        draft.fail(error)
+        draft.note(_reason(error))
     total = sum(chains.values())
     draft.summary = f"{_plural(total, 'sample')} that nobody had read"
     if total:
@@ -777,7 +782,7 @@ def _trace(dump: _Dump, draft: _Draft) -> None:
                 )
             )
         except Exception as error:
-            draft.note(f"{name}: {_reason(error)}")
+            draft.lack(name, _reason(error))
             continue
         if last:
             events.append(_event_lines(name, buffer, list(last)))
@@ -911,7 +916,7 @@ def make_report(dump: str, symbols: Sequence[str] = (), jobs: int = 1) -> Report
                 gather(opened, draft)
             except Exception as error:
                 # Nobody knows what a damaged dump leads to.
-                draft.fail(error)
+                draft.note(_reason(error))
                 draft.absent = _is_absent(opened, key, _reason(error))
             sections.append(draft.section(key, title))
         return _report(opened, sections)

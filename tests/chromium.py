@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -167,6 +168,15 @@ class Page:
                 self.requests.append(address)
 
 
+def _pipe() -> tuple[int, int]:
+    # Of files that are not 3 or 4.
+    ends = os.pipe()
+    moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
+    for end in ends:
+        os.close(end)
+    return moved[0], moved[1]
+
+
 @contextlib.contextmanager
 def opened(path: Path, *, dark: bool = False, width: int = 1300) -> Iterator[Page]:
     """A page, open in a Chromium of its own."""
@@ -183,13 +193,13 @@ def opened(path: Path, *, dark: bool = False, width: int = 1300) -> Iterator[Pag
         "--hide-scrollbars",
         "--remote-debugging-pipe",
     ]
-    # It is asked in file 3 and answers in file 4.
+    # It is asked in file 3 and answers in file 4. bash knows files beyond 9.
     moved = 'eval "shift 2; exec \\"\\$@\\" 3<&$1 4>&$2"'
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        (theirs, asking), (answers, answering) = os.pipe(), os.pipe()
+        (theirs, asking), (answers, answering) = _pipe(), _pipe()
         process = subprocess.Popen(
             [
-                *("sh", "-c", moved, "sh", str(theirs), str(answering)),
+                *("bash", "-c", moved, "bash", str(theirs), str(answering)),
                 *(program, *options, f"--user-data-dir={profile}", "about:blank"),
             ],
             pass_fds=(theirs, answering),

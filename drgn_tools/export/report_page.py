@@ -401,19 +401,10 @@ def _head(report: Report) -> _Html:
 
 
 def _contents(sections: Sequence[Section]) -> _Html:
-    items = [
-        _tag(
-            "li",
-            _tag(
-                "a",
-                section.title,
-                _tag("span", class_="hits"),
-                _status(section.status),
-                href=f"#{section.key}",
-            ),
-        )
-        for section in sections
-    ]
+    def item(key: str, title: str, *status: _Html) -> _Html:
+        hits = _tag("span", class_="hits")
+        return _tag("li", _tag("a", title, hits, *status, href=f"#{key}"))
+
     search = _tag(
         "div",
         _tag("label", "Find ", _tag("kbd", "/"), for_="find"),
@@ -428,10 +419,9 @@ def _contents(sections: Sequence[Section]) -> _Html:
         id="search",
         role="search",
     )
-    summary = _tag("li", _tag("a", "Summary", href="#summary"))
-    return _tag(
-        "nav", search, _tag("ol", summary, *items), aria_label="Contents and search"
-    )
+    items = [item(each.key, each.title, _status(each.status)) for each in sections]
+    contents = _tag("ol", item("summary", "Summary"), *items)
+    return _tag("nav", search, contents, aria_label="Contents and search")
 
 
 def _policy(style: str, script: str) -> str:

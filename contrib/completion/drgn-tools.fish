@@ -8,11 +8,14 @@ function __drgn_tools_complete
         set -l parts (string split -m 1 , -- $line)
         switch $parts[1]
             case dir
-                printf '%s\n' $option(__fish_complete_directories $parts[2])
+                set parts (__fish_complete_directories $parts[2])
             case file
-                printf '%s\n' $option(__fish_complete_path $parts[2])
-            case plain
-                printf '%s\n' $option$parts[2]
+                set parts (__fish_complete_path $parts[2])
+            case '*'
+                set -e parts[1]
+        end
+        for part in $parts
+            echo "$option$part"
         end
     end
 end

@@ -215,6 +215,17 @@ def test_options_that_do_not_exist_are_found() -> None:
     assert wrong_options(second) == {"--nothing"}
 
 
+@pytest.mark.parametrize("name", __main__._COMMANDS)
+def test_options_of_examples_in_help_exist(name: str) -> None:
+    said = command.drgn_tools(name, "--help").stdout
+    _, _, examples = said.partition("Examples:\n")
+    assert f"drgn-tools {name}" in examples
+    for line in examples.splitlines():
+        # Behind the command is what it does.
+        for words in commands(re.split("  +", line.strip())[0]):
+            assert not wrong_options(words), line
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_names_exist(page: Path) -> None:
     """In what is not run, too."""

@@ -24,6 +24,7 @@ from drgn_tools import __main__, _plugin
 from tests import command, documents
 from tests.documents import PAGES, ROOT, Block
 from tests.vm import compatibility
+from tests.vm.test_kdump_flows import KDUMP_TOOLS_LINE
 
 MANUAL = sorted((ROOT / "docs" / "man").glob("*.1"))
 
@@ -224,6 +225,26 @@ def test_options_of_examples_in_help_exist(name: str) -> None:
         # Behind the command is what it does.
         for words in commands(re.split("  +", line.strip())[0]):
             assert not wrong_options(words), line
+
+
+def test_lines_for_kdump_are_those_that_are_tried() -> None:
+    found = documents.blocks(ROOT / "docs" / "kdump.md")
+    lines = [line for block in found if block.kind == "conf" for line in block.lines]
+    assert KDUMP_TOOLS_LINE in lines
+    for line in lines:
+        name, _, value = line.partition(" ")
+        if name == "core_collector":
+            program, *options = value.split()
+            last = [] if program == "drgn-tools" else ["--check-params"]
+            check = {
+                "drgn-tools": command.drgn_tools_forked,
+                "drgn-makedumpfile": command.makedumpfile_forked,
+            }[program]
+            done = check(*options, *last, "/not-there/vmcore", "/not-there/dump")
+            # The one knows no way to ask for nothing else, and finds no dump.
+            assert done.status == (0 if last else 1), done
+        else:
+            assert line == KDUMP_TOOLS_LINE
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -15,6 +15,7 @@ python=/usr/bin/python3 # Debian's, so that PATH does not decide which one is te
 # The packages from Debian, by what needs them.
 packages_venv="python3 python3-venv python3-dev gcc libc6-dev liblzo2-dev ca-certificates"
 packages_guest="qemu-system-x86 busybox-static kmod e2fsprogs debian-archive-keyring"
+packages_shells="bash zsh fish mandoc man-db"
 packages_kernel_build="make binutils flex bison bc libelf-dev libssl-dev xz-utils"
 
 # Room that a filled cache takes, and that a run needs besides, in MiB.
@@ -28,7 +29,7 @@ set_up() {
         room_cache=$cache_demo room_work=$work_demo
         ;;
     test)
-        packages="$packages_venv $packages_guest $packages_kernel_build"
+        packages="$packages_venv $packages_guest $packages_shells $packages_kernel_build"
         room_cache=$cache_test room_work=$work_test
         ;;
     esac

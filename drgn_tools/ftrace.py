@@ -366,9 +366,10 @@ def print_dump(
     """
     import sys
 
-    from drgn_tools.program import open_dump
+    from drgn_tools.program import open_dump, require_symbols
 
     prog = open_dump(dump, symbols)
+    require_symbols(prog, dump, "ftrace")
     if trace_dat is not None:
         ftrace_export(prog, trace_dat, force=force)
     else:

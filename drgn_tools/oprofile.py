@@ -505,9 +505,10 @@ def print_dump(
     """
     import sys
 
-    from drgn_tools.program import open_dump
+    from drgn_tools.program import open_dump, require_symbols
 
     prog = open_dump(dump, symbols)
+    require_symbols(prog, dump, "oprofile", ("oprofile",))
     try:
         if as_json:
             _print_json(prog, sysroot, by, sys.stdout)

@@ -10,17 +10,29 @@ import click
 from drgn_tools import options
 from drgn_tools.decoding import decoder
 
-_EPILOG = """\b
+# As oprofile_text.COLUMNS has them.
+_COLUMNS = (
+    *("cpu", "task", "program", "mode"),
+    *("event", "image", "symbol", "offset"),
+)
+
+_EPILOG = f"""\b
 --by takes some of these, separated by commas:
-  cpu, task, program, mode, event, image, symbol, offset
+  {", ".join(_COLUMNS)}
+
+\b
+Examples:
+  drgn-tools oprofile vmcore
+  drgn-tools oprofile --by cpu,symbol --sysroot /srv/target vmcore
 """
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("dump")
+@options.dump
 @options.symbols
 @click.option(
     "--sysroot",
+    type=click.Path(),
     metavar="DIR",
     help="Has the target's programs at their paths: names their functions.",
 )
@@ -28,6 +40,8 @@ _EPILOG = """\b
     "--by",
     default="image,symbol",
     metavar="COLUMN,…",
+    show_default=True,
+    shell_complete=options.some_of(_COLUMNS),
     help="What the report tells apart.",
 )
 @click.option("--samples", is_flag=True, help="Print each sample, too.")
@@ -44,7 +58,15 @@ def oprofile(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Print what oprofile had sampled: counters, and where the time went."""
+    """Print what oprofile had sampled: where the time went.
+
+    Debugging symbols of the kernel and of oprofile are needed.
+
+    \f
+    Prints oprofile's counters, and how many samples there are of what: those in the
+    CPUs' buffers, and those in the event buffer that its daemon has not read. What is
+    torn or missing is said on standard error.
+    """
     from drgn_tools.errors import DumpError
     from drgn_tools.oprofile_text import COLUMNS
 

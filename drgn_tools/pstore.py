@@ -1200,10 +1200,10 @@ def _as_zone(prog: Program, zone: pstore_memory.Zone) -> ramoops.Zone:
 
 
 _NO_SYMBOLS = (
-    "no debugging symbols of this kernel were found, and none given with --symbols: "
-    "names come from kallsyms, layouts are those of 5.10 to 7.2, and records of the "
-    "mounted pstorefs are not looked for"
+    "until then, names come from kallsyms, layouts are those of 5.10 to 7.2, and "
+    "records of the mounted pstorefs are not looked for"
 )
+_MODULES = ("ramoops", "pstore_zone", "pstore_blk")
 
 
 def print_dump(
@@ -1224,17 +1224,18 @@ def print_dump(
     :raises DumpError: if the dump cannot be read or has nothing of pstore, or a file
         has no symbols of its kernel.
     """
-    from drgn_tools.program import open_dump
+    from drgn_tools.program import missing_symbols, open_dump
     from drgn_tools.pstore_memory import PstoreError, has_debug_info
 
     prog = open_dump(dump, symbols)
-    known = has_debug_info(prog)
+    missing = missing_symbols(prog, dump, _MODULES)
     try:
         pstore = _read(prog)
     except PstoreError as error:
-        raise PstoreError(f"{error}{'' if known else '; see --symbols'}") from None
-    if not known:
-        pstore = pstore._replace(notes=(*pstore.notes, _NO_SYMBOLS))
+        raise PstoreError(f"{error}; {missing}" if missing else str(error)) from None
+    if not has_debug_info(prog):
+        note = f"{missing}; {_NO_SYMBOLS}"
+        pstore = pstore._replace(notes=(*pstore.notes, note))
     (_print_json if as_json else _print_all)(prog, pstore, boot, sys.stdout)
 
 

@@ -23,16 +23,31 @@ _EPILOG = """\b
 --layout takes ramoops' parameters, separated by commas:
   mem_address, mem_size, record_size, console_size, ftrace_size,
   pmsg_size, ecc, and cpus (of which there may be; one ftrace zone each)
-Without, the zones are found by their signatures.
+
+\b
+Examples:
+  drgn-tools pstore vmcore
+  drgn-tools pstore --boot all --symbols vmlinux vmcore
+  drgn-tools pstore --raw ram.img --symbols System.map
 """
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("dump", required=False)
-@click.option("--raw", metavar="REGION", help="A copy of the memory instead of DUMP.")
-@click.option("--layout", metavar="KEY=SIZE,…", help="How REGION is divided.")
+@click.argument("dump", required=False, type=click.Path())
+@click.option(
+    "--raw",
+    type=click.Path(),
+    metavar="REGION",
+    help="A copy of the memory instead of DUMP.",
+)
+@click.option(
+    "--layout",
+    metavar="KEY=SIZE,…",
+    help="How REGION is divided; else its zones are found by their signatures.",
+)
 @click.option(
     "--symbols",
+    type=click.Path(),
     metavar="FILE",
     multiple=True,
     help="Of DUMP, a vmlinux or module with debugging symbols; may be given more than "
@@ -42,6 +57,7 @@ Without, the zones are found by their signatures.
     "--boot",
     default="0",
     metavar="N",
+    shell_complete=options.one_of(("0", "-1", "all")),
     help="Which boot's function trace: 0 the newest, -1 the one before, or all.",
 )
 @options.as_json
@@ -55,7 +71,28 @@ def pstore(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Print what pstore kept: kernel logs, console, function trace, pmsg."""
+    """Print what pstore kept: logs, console, traces, messages.
+
+    Prints the zones of ramoops or pstore_zone, and what is in them; of DUMP also
+    without debugging symbols, from Linux 6.0 on.
+
+    \f
+    These are kernel logs of oopses and panics, the console, the function traces of all
+    CPUs merged, and messages from user space. What is uncertain, missing or lost is
+    said on standard error.
+
+    REGION is a copy of the reserved memory, or a larger file with it, such as the
+    memory file of a virtual machine. No debugging symbols are needed.
+
+    Sizes of a layout may end in k, m or g. It may also have pmsg_first, exact and
+    staging (yes or no), and byteorder (little or big).
+
+    How far the kernel of a REGION was moved follows from the addresses, for each boot
+    by itself. For a kernel with memmap=2M$0x30000000 and ramoops there:
+
+        drgn-tools pstore --raw ram.img \\
+            --layout mem_address=0x30000000,mem_size=2m,ecc=1,cpus=4
+    """
     from drgn_tools.errors import DumpError
 
     if (dump is None) == (raw is None):

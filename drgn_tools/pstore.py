@@ -1157,7 +1157,8 @@ def pstore_pmsg(
     """
     Print what user space wrote to :file:`/dev/pmsg0`.
 
-    :param boot: As of :func:`pstore_console()`.
+    :param boot: ``"newest"`` that there are messages of, ``"previous"``, ``"all"``, 0
+        for the boot of this kernel or -1 for the one before.
     :param logcat: Whether to print Android's messages as its logcat does rather than
         the bytes as they are. By default, if they look like it.
     :param file: File to print to. Defaults to :data:`sys.stdout`.

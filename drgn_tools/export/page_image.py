@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drgn_tools.export import font
+from drgn_tools.output import files
 from drgn_tools.page_map import (
     FOREIGN,
     HOLE,
@@ -31,7 +32,7 @@ from drgn_tools.page_map import (
     Total,
 )
 from drgn_tools.pages import PageClass
-from drgn_tools.text import binary_size
+from drgn_tools.text import binary_size, percent, printable
 
 #: Colours by kind of page: what the kernel uses for itself is blue, page cache green,
 #: user memory orange, so that a mistaken shade is no mistaken use. With any usual kind
@@ -209,6 +210,20 @@ def page_svg(page_map: PageMap, width: int | None = None) -> str:
     return "\n".join(out)
 
 
+def save(page_map: PageMap, path: str) -> None:
+    """
+    Write the picture to a file that has its name once it is whole.
+
+    :param path: ends with ``.svg``, or the picture is a PNG.
+    :raises DumpError: if it cannot be written.
+    """
+    svg = path.endswith(".svg")
+    data = page_svg(page_map).encode() if svg else page_png(page_map)
+    with files(path) as (file,):
+        file.write(data, 0)
+        file.finish(len(data))
+
+
 def colour_of(square: int) -> int:
     """The colour of a square of a :class:`~drgn_tools.page_map.Grid`, as 0xRRGGBB."""
     colour = COLOURS.get(square & ~LEFT_OUT, COLOURS[PageClass.UNKNOWN])
@@ -272,7 +287,7 @@ def _title(page_map: PageMap, layout: _Layout) -> tuple[str, str]:
     pages = layout.square_bytes // page_map.page_size
     square = "a page" if pages == 1 else f"{pages} pages, {_size(layout.square_bytes)}"
     return (
-        f"Linux {page_map.release}: {memory} of memory",
+        f"Linux {printable(page_map.release)[:64] or 'unknown'}: {memory} of memory",
         f"A square is {square}; a row is {_size(layout.row_bytes)}.",
     )
 
@@ -292,16 +307,12 @@ def _legend(page_map: PageMap) -> list[_Entry]:
         size = binary_size(total.pages * page_map.page_size)
         return _Entry(colour_of(total.kind), total.label, size, percent)
 
-    legend = [entry(total, _percent(total.pages / every)) for total in page_map.classes]
+    legend = [entry(total, percent(total.pages, every)) for total in page_map.classes]
     legend += [entry(total) for total in page_map.beside]
     if page_map.filtered:
         pale = colour_of(PageClass.KERNEL | LEFT_OUT)
         legend.append(_Entry(pale, "pale: not in the dump"))
     return legend
-
-
-def _percent(part: float) -> str:
-    return "<0.1%" if 0 < part < 0.0005 else f"{part:.1%}"
 
 
 def _layout(page_map: PageMap) -> _Layout:

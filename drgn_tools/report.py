@@ -36,7 +36,7 @@ from drgn_tools.export.report_page import (
 )
 from drgn_tools.kernel_log import dump_log, log_records, panic_line
 from drgn_tools.printing import one_line
-from drgn_tools.program import open_dump
+from drgn_tools.program import missing_symbols, open_dump
 from drgn_tools.text import binary_size
 from drgn_tools.vmcore import Vmcore, open_vmcore
 
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# Seconds that a loop over what a dump has may take, and then it is cut short: of a
-# dump as a kernel leaves it, hardly any takes one.
-_PATIENCE = 30
+# Seconds that a loop over what a dump has may take; hardly any takes one, but for the
+# stacks of thousands of tasks.
+_PATIENCE = 15
 # What is shown of a log: its start, and its end.
 _LOG_START = 200
 _LOG_END = 5000
@@ -250,14 +250,12 @@ def _log_lines(dump: _Dump, draft: _Draft) -> Iterator[str]:
 
 
 class _Task(NamedTuple):
+    task: Object
     pid: int
     comm: str
     state: str
     cpu: int | None
     kernel: bool
-    stack: tuple[str, ...]
-    why: str
-    # That there is no stack.
 
 
 def _value(read: Callable[..., Any], *args: Any) -> Any:
@@ -285,31 +283,32 @@ def _stack_lines(trace: StackTrace) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _task(prog: Program, task: Object) -> _Task:
+def _stack(prog: Program, task: Object) -> tuple[tuple[str, ...], str]:
+    # And if there is none, why.
+    try:
+        return _stack_lines(prog.stack_trace(task)), ""
+    except Exception as error:
+        return (), _reason(error)
+
+
+def _task(task: Object) -> _Task:
     from drgn.helpers.linux.sched import get_task_state, task_cpu
 
     from drgn_tools.swap import comm
 
-    stack: tuple[str, ...] = ()
-    why = ""
-    try:
-        stack = _stack_lines(prog.stack_trace(task))
-    except Exception as error:
-        why = _reason(error)
     pid = _value(lambda: task.pid.value_())
     return _Task(
+        task,
         -1 if pid is None else pid,
         _value(comm, task) or "?",
         _value(get_task_state, task) or "?",
         _value(task_cpu, task),
         _value(lambda: not task.mm.value_()) or False,
-        stack,
-        why,
     )
 
 
-def _running(prog: Program) -> dict[int, int]:
-    # The task that each CPU runs, by its address.
+def _running(prog: Program) -> dict[int, tuple[Object, int]]:
+    # The tasks that CPUs run, by their addresses.
     from drgn.helpers.linux.cpumask import for_each_online_cpu
     from drgn.helpers.linux.sched import cpu_curr
 
@@ -317,7 +316,7 @@ def _running(prog: Program) -> dict[int, int]:
     for cpu in islice(for_each_online_cpu(prog), 1 << 16):
         task = _value(cpu_curr, prog, cpu)
         if task is not None:
-            found[task.value_()] = cpu
+            found[task.value_()] = (task, cpu)
     return found
 
 
@@ -328,112 +327,111 @@ def _crashed(prog: Program) -> Object | None:
 
 def _tasks(dump: _Dump, draft: _Draft) -> None:
     from drgn.helpers.linux.pid import for_each_task
-    from drgn.helpers.linux.sched import idle_task
 
     prog = _prog(dump)
-    _need_debug_info(prog, "tasks and their stacks are not shown")
+    if missing_symbols(prog, dump.path):
+        raise DumpError("tasks cannot be found without the kernel's debugging symbols")
     crashed = _value(lambda: prog.crashed_thread().object.value_())
     running = _running(prog)
-    idle = {
-        address: task
-        for address, cpu in running.items()
-        if (task := _value(idle_task, prog, cpu)) is not None
-        and task.value_() == address
-    }
     found: dict[int, _Task] = {}
     try:
         for task in draft.some(for_each_task(prog), "tasks", _TASKS):
-            found[task.value_()] = _task(prog, task)
+            found[task.value_()] = _task(task)
     except Exception as error:
         draft.note(_reason(error))
-    for address, task in idle.items():
-        found.setdefault(address, _task(prog, task))
+    # Idle tasks are in no list.
+    for address, (task, _) in running.items():
+        found.setdefault(address, _task(task))
     if not found:
         return
-    order = sorted(
-        found,
-        key=lambda a: (a != crashed, a not in running, a in idle, found[a].pid),
-    )
-    for one in found.values():
-        if one.why:
-            draft.lack(f"stack of {_task_name(one)}", one.why)
-    draft.summary = f"{_plural(len(found), 'task')}, {len(running)} on CPUs" + (
-        "" if crashed in found else "; none is said to have panicked"
-    )
-    for address in order:
+
+    def rank(address: int) -> tuple[bool, bool, bool, bool, int]:
+        task = found[address]
+        uninteresting = not task.state.startswith("D")
+        return (
+            address != crashed,
+            address not in running,
+            task.pid == 0,
+            uninteresting,
+            task.pid,
+        )
+
+    order = sorted(found, key=rank)
+    draft.summary = f"{_plural(len(found), 'task')}, {len(running)} on CPUs"
+    if crashed not in found:
+        draft.summary += "; none is said to have panicked"
+    stacks: dict[int, tuple[str, ...]] = {}
+    for address in draft.some(order, "stacks of tasks", _TASKS):
+        task = found[address]
+        stacks[address], why = _stack(prog, task.task)
+        if why:
+            draft.lack(f"stack of {_task_name(task)}", why)
         if address == crashed or address in running:
-            cpu = running.get(address, found[address].cpu)
-            draft.add(_stack_block(found[address], cpu, address == crashed))
-    marks = frozenset(i for i, a in enumerate(order) if a == crashed)
+            cpu = running[address][1] if address in running else task.cpu
+            caption = f"CPU {cpu}: {_task_name(task)}"
+            if address == crashed:
+                caption += ", which panicked"
+            draft.add(Lines(caption, stacks[address] or (f"no stack: {why}",)))
     draft.add(
         Table(
             "All tasks; what they are in is the function that they wait or run in",
             ("PID", "COMM", "STATE", "CPU", "KIND", "IN"),
-            [_task_row(found[a], a == crashed, a in running) for a in order],
+            [
+                _task_row(found[a], stacks.get(a, ()), a == crashed, a in running)
+                for a in order
+            ],
             frozenset((0, 3)),
-            marks,
+            frozenset(i for i, address in enumerate(order) if address == crashed),
         )
     )
-    _group_stacks([found[a] for a in order if a not in running], draft)
+    waiting = [a for a in order if a not in running and a != crashed]
+    _group_stacks([(found[a], stacks.get(a, ())) for a in waiting], draft)
 
 
 def _task_name(task: _Task) -> str:
     return f"{task.comm}[{task.pid}]"
 
 
-def _stack_block(task: _Task, cpu: int | None, crashed: bool) -> Lines:
-    caption = f"CPU {cpu}: {_task_name(task)}"
-    if crashed:
-        caption += ", which panicked"
-    return Lines(caption, task.stack or (f"no stack: {task.why}",))
-
-
-# Functions that every task that waits is in.
+# Functions that every task that waits is in, and every one that panics.
 _SWITCHING = re.compile(
     r"(context_switch|__schedule|schedule(_\w+)?|__switch_to(_asm)?|"
     r"crash_setup_regs|__crash_kexec|io_schedule(_\w+)?) "
 )
 
 
-def _task_row(task: _Task, crashed: bool, running: bool) -> tuple[str, ...]:
-    place = next((f for f in task.stack if not _SWITCHING.match(f"{f} ")), "")
-    kind = "kernel" if task.kernel else "user"
+def _task_row(
+    task: _Task, stack: tuple[str, ...], crashed: bool, running: bool
+) -> tuple[str, ...]:
+    place = next((f for f in stack if not _SWITCHING.match(f"{f} ")), "")
     state = task.state
     if crashed:
         state += ", panicked"
     elif running:
         state += ", on CPU"
-    cpu = "" if task.cpu is None else str(task.cpu)
-    return str(task.pid), task.comm, state, cpu, kind, place.partition(" (")[0]
+    return (
+        str(task.pid),
+        task.comm,
+        state,
+        "" if task.cpu is None else str(task.cpu),
+        "kernel" if task.kernel else "user",
+        place.partition(" (")[0],
+    )
 
 
-def _group_stacks(tasks: list[_Task], draft: _Draft) -> None:
-    # Many wait in the same place.
-    groups: dict[tuple[str, ...], list[_Task]] = {}
-    for task in tasks:
-        if task.stack:
-            groups.setdefault(task.stack, []).append(task)
-    ranked = sorted(groups.items(), key=lambda item: (len(item[1]), item[1][0].pid))
-    for stack, members in ranked:
-        names = ", ".join(_task_name(task) for task in members[:40])
-        if len(members) > 40:
-            names += f" and {len(members) - 40} more"
-        who = "1 task" if len(members) == 1 else f"{len(members)} tasks with this stack"
-        draft.add(Lines(f"{who}: {names}", stack, folded=True))
-
-
-def _has_debug_info(prog: Program) -> bool:
-    from drgn_tools.pstore_memory import has_debug_info
-
-    return has_debug_info(prog)
-
-
-def _need_debug_info(prog: Program, what: str) -> None:
-    if not _has_debug_info(prog):
-        raise DumpError(
-            f"{what}: no debugging symbols of this kernel were found, and none given "
-            "with --symbols"
-        )
+def _group_stacks(
+    tasks: Iterable[tuple[_Task, tuple[str, ...]]], draft: _Draft
+) -> None:
+    # Many wait in the same place; who waits elsewhere comes first.
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for task, stack in tasks:
+        if stack:
+            groups.setdefault(stack, []).append(_task_name(task))
+    for stack, names in sorted(groups.items(), key=lambda item: len(item[1])):
+        who = ", ".join(names[:40])
+        if len(names) > 40:
+            who += f" and {len(names) - 40} more"
+        count = "1 task" if len(names) == 1 else f"{len(names)} tasks with this stack"
+        draft.add(Lines(f"{count}: {who}", stack, folded=True))
 
 
 # --- memory
@@ -863,6 +861,14 @@ _SECTIONS: tuple[tuple[str, str, Callable[[_Dump, _Draft], None]], ...] = (
     ("oprofile", "Profile", _oprofile),
     ("trace", "Trace buffers", _trace),
 )
+# What needs debugging symbols, and of which modules beside the kernel.
+_MODULES = {
+    "tasks": (),
+    "pstore": ("ramoops", "pstore_zone"),
+    "zram": ("zram", "zsmalloc"),
+    "oprofile": ("oprofile",),
+    "trace": (),
+}
 
 
 # --- the whole
@@ -877,16 +883,15 @@ def _open_program(path: str, symbols: Sequence[str]) -> tuple[Program | None, st
         return None, str(error)
 
 
-def _is_absent(dump: _Dump, key: str, reason: str) -> bool:
+def _is_absent(prog: Program, dump: str, key: str, reason: str) -> bool:
     # Whether what was not found is not in this kernel, for certain.
-    prog = dump.prog
-    if prog is None or not reason.startswith("this kernel has no "):
+    if not reason.startswith("this kernel has no "):
         return False
     if key == "zram":
         # It may be that its own symbols are missing.
-        modules = {module.name for module in prog.modules()}
-        return _has_debug_info(prog) and key not in modules
-    return key == "pstore" or _has_debug_info(prog)
+        loaded = {module.name for module in prog.modules()}
+        return key not in loaded and missing_symbols(prog, dump) is None
+    return key == "pstore" or missing_symbols(prog, dump) is None
 
 
 def make_report(dump: str, symbols: Sequence[str] = (), jobs: int = 1) -> Report:
@@ -917,7 +922,13 @@ def make_report(dump: str, symbols: Sequence[str] = (), jobs: int = 1) -> Report
             except Exception as error:
                 # Nobody knows what a damaged dump leads to.
                 draft.note(_reason(error))
-                draft.absent = _is_absent(opened, key, _reason(error))
+            if prog is not None and (draft.notes or draft.lacking):
+                reason = next(iter(draft.notes), "")
+                draft.absent = _is_absent(prog, dump, key, reason)
+                if key in _MODULES and not draft.absent:
+                    missing = missing_symbols(prog, dump, _MODULES[key])
+                    if missing:
+                        draft.note(missing)
             sections.append(draft.section(key, title))
         return _report(opened, sections)
 
@@ -997,12 +1008,11 @@ def _headline_trace(
     dump: _Dump, lines: list[str], words: tuple[int, int, int] | None
 ) -> Lines:
     if dump.prog is not None and (task := _crashed(dump.prog)) is not None:
-        seen = _task(dump.prog, task)
-        if seen.stack:
-            return Lines(
-                f"Stack of {_task_name(seen)} on CPU {seen.cpu}, which panicked",
-                seen.stack,
-            )
+        stack, _ = _stack(dump.prog, task)
+        if stack:
+            seen = _task(task)
+            caption = f"Stack of {_task_name(seen)} on CPU {seen.cpu}, which panicked"
+            return Lines(caption, stack)
     if words is not None:
         start, end, at = words
         for number in range(start, end):
@@ -1033,12 +1043,10 @@ def _verdicts(
         found = [("ok", "The dump is whole, and not filtered")]
     if dump.vmcore.live:
         found.append(("partly", "The kernel was running while it was read"))
-    symbols = dump.prog is not None and _has_debug_info(dump.prog)
-    found.append(
-        ("ok", "Debugging symbols of this kernel were found")
-        if symbols
-        else ("partly", "No debugging symbols of this kernel: see What was missing")
-    )
+    if dump.prog is None or missing_symbols(dump.prog, dump.path):
+        found.append(("partly", "No debugging symbols of this kernel were found"))
+    else:
+        found.append(("ok", "Debugging symbols of this kernel were found"))
     lacking = [s.title for s in sections if s.status in ("partly", "missing")]
     if lacking:
         found.append(("partly", f"Not whole: {', '.join(lacking)}"))

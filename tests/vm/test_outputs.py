@@ -7,7 +7,6 @@ Split sets, streams, ELF cores, incomplete and refiltered dumps, of a real kerne
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import re
@@ -39,6 +38,7 @@ from tests.synthetic import read_kdump
 from . import bench, dumps, kernels, peers, qemu
 from .dumps import Dump, Spec
 from .kernels import Kernel
+from .readers import Kdumpfile
 from .test_extract import CRASH_OPTIONS, bitmap, extract, physical, program, runs
 
 PAGE = 4096
@@ -109,58 +109,19 @@ def crash(kernel: Kernel, *paths: Path, options: tuple[str, ...] = ()) -> Any:
     return answers
 
 
-class Kdumpfile:
-    """libkdumpfile, the one that drgn brings along; it takes several files."""
-
-    # kdump_addrspace_t: physical addresses of the machine.
-    _MACHPHYSADDR = 1
-
-    def __init__(self, *paths: Path) -> None:
-        libraries = Path(drgn.__file__).parents[1] / "drgn.libs"
-        found = sorted(libraries.glob("libkdumpfile*"))
-        assert found, "this drgn brings no libkdumpfile of its own"
-        self._lib = lib = ctypes.CDLL(str(found[0]))
-        lib.kdump_new.restype = ctypes.c_void_p
-        lib.kdump_get_err.restype = ctypes.c_char_p
-        for function in (lib.kdump_get_err, lib.kdump_open_fdset, lib.kdump_read):
-            function.argtypes = [ctypes.c_void_p]
-        lib.kdump_read.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_int,
-            ctypes.c_uint64,
-            ctypes.c_void_p,
-            ctypes.POINTER(ctypes.c_size_t),
-        ]
-        self._context = ctypes.c_void_p(lib.kdump_new())
-        fds = [os.open(path, os.O_RDONLY) for path in paths]
-        number = ctypes.c_uint(len(fds))
-        array = (ctypes.c_int * len(fds))(*fds)
-        lib.kdump_open_fdset.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_uint,
-            ctypes.c_void_p,
-        ]
-        status = lib.kdump_open_fdset(self._context, number, array)
-        assert status == 0, lib.kdump_get_err(self._context)
-
-    def read(self, paddr: int, size: int) -> bytes | str:
-        """Memory, or why there is none."""
-        buffer = ctypes.create_string_buffer(size)
-        length = ctypes.c_size_t(size)
-        status = self._lib.kdump_read(
-            self._context, self._MACHPHYSADDR, paddr, buffer, ctypes.byref(length)
-        )
-        if status:
-            return bytes(self._lib.kdump_get_err(self._context)).decode()
-        assert length.value == size
-        return buffer.raw
+def drgns_kdumpfile(*paths: Path) -> Kdumpfile:
+    """The libkdumpfile that drgn brings along."""
+    libraries = Path(drgn.__file__).parents[1] / "drgn.libs"
+    found = sorted(libraries.glob("libkdumpfile*"))
+    assert found, "this drgn brings no libkdumpfile of its own"
+    return Kdumpfile(*paths, library=found[0])
 
 
 def assert_kdumpfile_reads(
     source: Path, kept: npt.NDArray[np.bool_], *paths: Path, zeros: bool = False
 ) -> None:
     """All kept pages as in *source*, and no other, unless *zeros* may stand there."""
-    reader, at = Kdumpfile(*paths), physical(source)
+    reader, at = drgns_kdumpfile(*paths), physical(source)
     for pfn, count in runs(np.flatnonzero(kept)):
         assert reader.read(pfn * PAGE, count * PAGE) == at(pfn, count), hex(pfn)
     for pfn in np.flatnonzero(~kept)[:: max(1, int((~kept).sum()) // 64)]:

@@ -291,6 +291,18 @@ def test_every_helper_and_command_is_described() -> None:
         assert f"drgn-tools {name}" in text, name
 
 
+def test_every_module_has_its_place() -> None:
+    rows = re.findall(
+        "(?m)^\\| (.*?) \\|", (ROOT / "docs" / "architecture.md").read_text()
+    )
+    named = {name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row)}
+    package = ROOT / "drgn_tools"
+    there = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    there = {path for path in there if not path.endswith("__init__.py")}
+    assert named & {path for path in named if path in there} == there
+    assert all((package / path).exists() or (ROOT / path).exists() for path in named)
+
+
 def test_every_page_is_reached_from_the_readme() -> None:
     todo, seen = [PAGES[0]], set()
     while todo:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 import benchmarks.__main__
@@ -202,6 +203,9 @@ def test_options_exist(page: Path) -> None:
                 assert not wrong_options(words), f"{block}: {line}"
                 if words and words[0].startswith("./"):
                     assert os.access(ROOT / words[0], os.X_OK), f"{block}: {line}"
+                for word in words:
+                    if word.startswith("contrib/"):
+                        assert (ROOT / word).exists(), f"{block}: {word}"
     for line in re.findall(r"`((?:drgn-tools|drgn-makedumpfile) [^`]*)`", prose(page)):
         for words in commands(line):
             assert not wrong_options(words), f"{page.name}: {line}"
@@ -289,6 +293,21 @@ def test_every_helper_and_command_is_described() -> None:
             assert re.search(rf"\b{name}\b", text), name
     for name in __main__._COMMANDS:
         assert f"drgn-tools {name}" in text, name
+
+
+@pytest.mark.parametrize("name", __main__._COMMANDS)
+def test_every_option_is_described(name: str) -> None:
+    context = click.Context(__main__.commands)
+    found = __main__.commands.get_command(context, name)
+    assert found
+    page = ROOT / "docs" / compatibility.PAGES[name].partition("#")[0]
+    text = page.read_text() + (ROOT / "docs" / "commands.md").read_text()
+    for option in found.params:
+        if isinstance(option, click.Option):
+            assert any(
+                re.search(rf"(?<![\w-]){re.escape(spelling)}(?![\w-])", text)
+                for spelling in option.opts
+            ), option.opts
 
 
 def test_every_module_has_its_place() -> None:

@@ -358,13 +358,13 @@ def print_dump(
     :param force: It may replace a file.
     :raises DumpError: if the dump cannot be read or has no trace.
     """
-    import sys
-
     from drgn_tools.program import open_dump, require_symbols
+    from drgn_tools.progress import printed
 
     prog = open_dump(dump, symbols)
     require_symbols(prog, dump, "ftrace")
     if trace_dat is not None:
         ftrace_export(prog, trace_dat, force=force)
     else:
-        ftrace_dump(prog, instance, cpu, file=sys.stdout)
+        with printed() as out:
+            ftrace_dump(prog, instance, cpu, file=out)

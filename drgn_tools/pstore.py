@@ -1225,6 +1225,7 @@ def print_dump(
         has no symbols of its kernel.
     """
     from drgn_tools.program import missing_symbols, open_dump
+    from drgn_tools.progress import printed
     from drgn_tools.pstore_memory import PstoreError, has_debug_info
 
     prog = open_dump(dump, symbols)
@@ -1236,7 +1237,8 @@ def print_dump(
     if not has_debug_info(prog):
         note = f"{missing}; {_NO_SYMBOLS}"
         pstore = pstore._replace(notes=(*pstore.notes, note))
-    (_print_json if as_json else _print_all)(prog, pstore, boot, sys.stdout)
+    with printed() as out:
+        (_print_json if as_json else _print_all)(prog, pstore, boot, out)
 
 
 def _trace_if_any(prog: Program, pstore: pstore_memory.Pstore) -> _Trace | None:

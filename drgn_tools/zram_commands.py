@@ -36,7 +36,11 @@ Examples:
 @click.option(
     "--device", metavar="NAME", help="Which one, zram0 for instance, if there are more."
 )
-@options.output("Write the whole device to a sparse file.")
+@options.output(
+    "Write a whole device instead, by FILE's ending: .img or .raw for a sparse image, "
+    ".csv for a table of its slots, .pages.csv for one of its pages.",
+    family="zram",
+)
 @options.force
 @options.jobs
 @click.option(
@@ -99,6 +103,7 @@ def zram(
     import drgn
 
     from drgn_tools import zram as helpers
+    from drgn_tools.export.endings import format_of
     from drgn_tools.output import check_target
 
     if output is not None:
@@ -109,6 +114,9 @@ def zram(
         if output is not None:
             check_target(output, force, (dump,))
             found = helpers.find_zram(prog, device)
+            if format_of("zram", output) != "image":
+                helpers.zram_table(found, output, force=force)
+                return 0
             return _exported(
                 helpers.zram_export(found, output, jobs=jobs), output, quiet
             )

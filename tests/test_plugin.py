@@ -1,27 +1,81 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Names of helpers, which the plugin knows without importing what has them."""
+"""Names of helpers and commands, which the plugin has without importing them."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import pydoc
+import re
 import types
+from typing import Any
 
 import pytest
+from drgn import Program
 
-from drgn_tools import _plugin
+from drgn_tools import _plugin, session
+
+
+def helper(name: str) -> Any:
+    return getattr(
+        importlib.import_module(f"drgn_tools.{_plugin._MODULES[name]}"), name
+    )
 
 
 @pytest.mark.parametrize("module", _plugin._HELPERS)
 def test_names_are_the_modules(module: str) -> None:
     helpers = importlib.import_module(f"drgn_tools.{module}")
-    assert _plugin._HELPERS[module].split() == sorted(helpers.__all__)
-    for name in helpers.__all__:
-        function, helper = getattr(helpers, name), _plugin._Helper(module, name)
+    names = _plugin._HELPERS[module].split()
+    assert names == sorted(helpers.__all__)
+    for name in names:
+        function, lazy = getattr(helpers, name), _plugin._Helper(name)
         assert isinstance(function, types.FunctionType)
-        assert inspect.signature(helper) == inspect.signature(function)
-        told = pydoc.plain(pydoc.render_doc(helper))
-        assert name in told
+        assert inspect.signature(lazy) == inspect.signature(function)
+        told = pydoc.plain(pydoc.render_doc(lazy))
+        assert f"module drgn_tools.{module}" in told.splitlines()[0]
+        # In full, which help() shows of routines alone.
+        assert f"{name}{inspect.signature(function)}" in told
         for line in (inspect.getdoc(function) or "no text").splitlines():
             assert line in told
+
+
+def test_commands_are_what_prints_or_writes() -> None:
+    """All of it, and nothing else."""
+    ends = {"file", "path"}
+    found = [
+        name
+        for name in _plugin._MODULES
+        if ends & set(inspect.signature(helper(name)).parameters)
+    ]
+    assert sorted(_plugin._COMMANDS.split()) == sorted(found)
+    assert set(session._RECORDS) <= set(found)
+
+
+@pytest.mark.parametrize("name", _plugin._COMMANDS.split())
+def test_commands_tell_what_they_take(name: str) -> None:
+    """Every parameter of the helper, as an argument with a text of its own."""
+    function = helper(name)
+    command = session.helper_command(name, function)
+    parser: argparse.ArgumentParser = command._parser
+    actions = {action.dest: action for action in parser._actions}
+    taken = set(inspect.signature(function).parameters) - {"prog", "file"}
+    if "zram" in taken:
+        taken = taken - {"zram"} | {"device"}
+    assert set(actions) == taken | {"help", "drgn"}
+    for action in actions.values():
+        assert re.search(r"[a-z]", action.help or "")
+        # Not what only the docstring of another helper would tell.
+        assert not re.match("(As of|See) ", action.help or "")
+    assert re.fullmatch(r"[a-z][^\n`:]*[^\n`.:]", command.description())
+    assert "``" not in command.format_help() and ":func:" not in command.format_help()
+
+
+def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """Even where an argument is missing."""
+    command = session.helper_command("swap_where", helper("swap_where"))
+    for given in ("--help", "-h"):
+        command.run(Program(), "swap_where", command.parse(given).args, globals={})
+        out, err = capsys.readouterr()
+        assert out.startswith("usage: swap_where ") and err == ""
+        assert command.format_help() in out

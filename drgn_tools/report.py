@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import shlex
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,28 +29,30 @@ from drgn_tools.export.report_page import (
     Frame,
     Hint,
     Lines,
+    Picture,
     Report,
     Section,
     Table,
 )
-from drgn_tools.formats import kdump
 from drgn_tools.kernel_log import dump_log, log_records, panic_line
 from drgn_tools.printing import one_line
-from drgn_tools.program import open_dump
+from drgn_tools.program import missing_symbols, open_dump
 from drgn_tools.text import binary_size
 from drgn_tools.vmcore import Vmcore, open_vmcore
 
 if TYPE_CHECKING:
     from drgn import Object, Program, StackTrace
 
+    from drgn_tools.info import DumpInfo
     from drgn_tools.kernel_log import LogRecord
     from drgn_tools.oprofile import OprofilePlace, OprofileSample
+    from drgn_tools.page_map import PageMap, Total
 
 _T = TypeVar("_T")
 
-# Seconds that a loop over what a dump has may take, and then it is cut short: of a
-# dump as a kernel leaves it, hardly any takes one.
-_PATIENCE = 30
+# Seconds that a loop over what a dump has may take; hardly any takes one, but for the
+# stacks of thousands of tasks.
+_PATIENCE = 15
 # What is shown of a log: its start, and its end.
 _LOG_START = 200
 _LOG_END = 5000
@@ -79,7 +82,8 @@ class _Draft:
         self.summary = ""
         self.blocks: list[Block] = []
         self.notes: dict[str, int] = {}
-        self.failed = False
+        self.lacking: dict[str, list[str]] = {}
+        # What is missing of whom, by the reason.
         self.absent = False
         # The kernel has nothing of the kind.
 
@@ -91,9 +95,9 @@ class _Draft:
         if text in self.notes or len(self.notes) < _NOTES:
             self.notes[text] = self.notes.get(text, 0) + 1
 
-    def fail(self, error: Exception) -> None:
-        self.failed = True
-        self.note(_reason(error))
+    def lack(self, who: str, why: str) -> None:
+        if why in self.lacking or len(self.lacking) < _NOTES:
+            self.lacking.setdefault(why, []).append(who)
 
     def some(self, things: Iterable[_T], what: str, most: int) -> Iterator[_T]:
         # As many as there is time for.
@@ -112,12 +116,13 @@ class _Draft:
             f"{text} ({count} times)" if count > 1 else text
             for text, count in self.notes.items()
         ]
+        for why, who in self.lacking.items():
+            more = f" and {len(who) - 8} more" if len(who) > 8 else ""
+            notes.append(f"{', '.join(who[:8])}{more}: {why}")
         if self.absent:
             return Section(key, title, "none", ", ".join(self.notes), [], [])
-        if self.failed and not self.blocks:
-            status = "missing"
-        elif notes:
-            status = "partly"
+        if notes:
+            status = "partly" if self.blocks else "missing"
         else:
             status = "ok" if self.blocks else "none"
         return Section(key, title, status, self.summary, self.blocks, notes)
@@ -133,6 +138,10 @@ def _reason(error: Exception) -> str:
 
 def _decoded(raw: bytes) -> str:
     return raw.decode("utf-8", "backslashreplace")
+
+
+def _command(dump: _Dump, *words: str) -> str:
+    return shlex.join(("drgn-tools", *words, dump.path))
 
 
 def _plural(count: int, what: str) -> str:
@@ -220,13 +229,13 @@ def _log(dump: _Dump, draft: _Draft) -> None:
         mark = frozenset((at - first,))
         draft.add(Lines("What it said last", lines[first:last], mark))
     else:
-        draft.add(Lines("Its last lines", lines[-60:]))
+        draft.add(Lines("Its last lines", lines[-30:]))
     caption = f"The kernel log, {_plural(count, 'line')}"
     if left_out:
         caption += f"; {left_out} in between are left out here"
         lines.insert(len(start), f"    … {left_out} lines …")
     draft.add(Lines(caption, lines, folded=True))
-    draft.add(Hint("All of it:", f"drgn-tools dmesg {dump.path}"))
+    draft.add(Hint("The whole log:", _command(dump, "dmesg")))
 
 
 def _log_lines(dump: _Dump, draft: _Draft) -> Iterator[str]:
@@ -241,14 +250,12 @@ def _log_lines(dump: _Dump, draft: _Draft) -> Iterator[str]:
 
 
 class _Task(NamedTuple):
+    task: Object
     pid: int
     comm: str
     state: str
     cpu: int | None
     kernel: bool
-    stack: tuple[str, ...]
-    why: str
-    # That there is no stack.
 
 
 def _value(read: Callable[..., Any], *args: Any) -> Any:
@@ -276,31 +283,32 @@ def _stack_lines(trace: StackTrace) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _task(prog: Program, task: Object) -> _Task:
+def _stack(prog: Program, task: Object) -> tuple[tuple[str, ...], str]:
+    # And if there is none, why.
+    try:
+        return _stack_lines(prog.stack_trace(task)), ""
+    except Exception as error:
+        return (), _reason(error)
+
+
+def _task(task: Object) -> _Task:
     from drgn.helpers.linux.sched import get_task_state, task_cpu
 
     from drgn_tools.swap import comm
 
-    stack: tuple[str, ...] = ()
-    why = ""
-    try:
-        stack = _stack_lines(prog.stack_trace(task))
-    except Exception as error:
-        why = _reason(error)
     pid = _value(lambda: task.pid.value_())
     return _Task(
+        task,
         -1 if pid is None else pid,
         _value(comm, task) or "?",
         _value(get_task_state, task) or "?",
         _value(task_cpu, task),
         _value(lambda: not task.mm.value_()) or False,
-        stack,
-        why,
     )
 
 
-def _running(prog: Program) -> dict[int, int]:
-    # The task that each CPU runs, by its address.
+def _running(prog: Program) -> dict[int, tuple[Object, int]]:
+    # The tasks that CPUs run, by their addresses.
     from drgn.helpers.linux.cpumask import for_each_online_cpu
     from drgn.helpers.linux.sched import cpu_curr
 
@@ -308,7 +316,7 @@ def _running(prog: Program) -> dict[int, int]:
     for cpu in islice(for_each_online_cpu(prog), 1 << 16):
         task = _value(cpu_curr, prog, cpu)
         if task is not None:
-            found[task.value_()] = cpu
+            found[task.value_()] = (task, cpu)
     return found
 
 
@@ -319,118 +327,185 @@ def _crashed(prog: Program) -> Object | None:
 
 def _tasks(dump: _Dump, draft: _Draft) -> None:
     from drgn.helpers.linux.pid import for_each_task
-    from drgn.helpers.linux.sched import idle_task
 
     prog = _prog(dump)
-    _need_debug_info(prog, "tasks and their stacks are not shown")
+    if missing := missing_symbols(prog, dump.path):
+        raise DumpError(missing)
     crashed = _value(lambda: prog.crashed_thread().object.value_())
     running = _running(prog)
-    idle = {
-        address: task
-        for address, cpu in running.items()
-        if (task := _value(idle_task, prog, cpu)) is not None
-        and task.value_() == address
-    }
     found: dict[int, _Task] = {}
     try:
         for task in draft.some(for_each_task(prog), "tasks", _TASKS):
-            found[task.value_()] = _task(prog, task)
+            found[task.value_()] = _task(task)
     except Exception as error:
-        draft.fail(error)
-    for address, task in idle.items():
-        found.setdefault(address, _task(prog, task))
+        draft.note(_reason(error))
+    # Idle tasks are in no list.
+    for address, (task, _) in running.items():
+        found.setdefault(address, _task(task))
     if not found:
         return
-    order = sorted(
-        found,
-        key=lambda a: (a != crashed, a not in running, a in idle, found[a].pid),
-    )
-    for why, count in Counter(t.why for t in found.values() if t.why).items():
-        draft.note(f"no stack of {_plural(count, 'task')}: {why}")
-    draft.summary = f"{_plural(len(found), 'task')}, {len(running)} on CPUs" + (
-        "" if crashed in found else "; none is said to have panicked"
-    )
-    for address in order:
+
+    def rank(address: int) -> tuple[bool, bool, bool, bool, int]:
+        task = found[address]
+        uninteresting = not task.state.startswith("D")
+        return (
+            address != crashed,
+            address not in running,
+            task.pid == 0,
+            uninteresting,
+            task.pid,
+        )
+
+    order = sorted(found, key=rank)
+    draft.summary = f"{_plural(len(found), 'task')}, {len(running)} on CPUs"
+    if crashed not in found:
+        draft.summary += "; none is said to have panicked"
+    stacks: dict[int, tuple[str, ...]] = {}
+    for address in draft.some(order, "stacks of tasks", _TASKS):
+        task = found[address]
+        stacks[address], why = _stack(prog, task.task)
+        if why:
+            draft.lack(f"stack of {_task_name(task)}", why)
         if address == crashed or address in running:
-            cpu = running.get(address, found[address].cpu)
-            draft.add(_stack_block(found[address], cpu, address == crashed))
-    marks = frozenset(i for i, a in enumerate(order) if a == crashed)
+            cpu = running[address][1] if address in running else task.cpu
+            caption = f"CPU {cpu}: {_task_name(task)}"
+            if address == crashed:
+                caption += ", which panicked"
+            draft.add(Lines(caption, stacks[address] or (f"no stack: {why}",)))
     draft.add(
         Table(
             "All tasks; what they are in is the function that they wait or run in",
             ("PID", "COMM", "STATE", "CPU", "KIND", "IN"),
-            [_task_row(found[a], a == crashed, a in running) for a in order],
+            [
+                _task_row(found[a], stacks.get(a, ()), a == crashed, a in running)
+                for a in order
+            ],
             frozenset((0, 3)),
-            marks,
+            frozenset(i for i, address in enumerate(order) if address == crashed),
         )
     )
-    _group_stacks([found[a] for a in order if a not in running], draft)
+    waiting = [a for a in order if a not in running and a != crashed]
+    _group_stacks([(found[a], stacks.get(a, ())) for a in waiting], draft)
 
 
 def _task_name(task: _Task) -> str:
     return f"{task.comm}[{task.pid}]"
 
 
-def _stack_block(task: _Task, cpu: int | None, crashed: bool) -> Lines:
-    caption = f"CPU {cpu}: {_task_name(task)}"
-    if crashed:
-        caption += ", which panicked"
-    return Lines(caption, task.stack or (f"no stack: {task.why}",))
-
-
-# Functions that every task that waits is in.
+# Functions that every task that waits is in, and every one that panics.
 _SWITCHING = re.compile(
     r"(context_switch|__schedule|schedule(_\w+)?|__switch_to(_asm)?|"
     r"crash_setup_regs|__crash_kexec|io_schedule(_\w+)?) "
 )
 
 
-def _task_row(task: _Task, crashed: bool, running: bool) -> tuple[str, ...]:
-    place = next((f for f in task.stack if not _SWITCHING.match(f"{f} ")), "")
-    kind = "kernel" if task.kernel else "user"
+def _task_row(
+    task: _Task, stack: tuple[str, ...], crashed: bool, running: bool
+) -> tuple[str, ...]:
+    place = next((f for f in stack if not _SWITCHING.match(f"{f} ")), "")
     state = task.state
     if crashed:
         state += ", panicked"
     elif running:
         state += ", on CPU"
-    cpu = "" if task.cpu is None else str(task.cpu)
-    return str(task.pid), task.comm, state, cpu, kind, place.partition(" (")[0]
+    return (
+        str(task.pid),
+        task.comm,
+        state,
+        "" if task.cpu is None else str(task.cpu),
+        "kernel" if task.kernel else "user",
+        place.partition(" (")[0],
+    )
 
 
-def _group_stacks(tasks: list[_Task], draft: _Draft) -> None:
-    # Many wait in the same place.
-    groups: dict[tuple[str, ...], list[_Task]] = {}
-    for task in tasks:
-        if task.stack:
-            groups.setdefault(task.stack, []).append(task)
-    ranked = sorted(groups.items(), key=lambda item: (len(item[1]), item[1][0].pid))
-    for stack, members in ranked:
-        names = ", ".join(_task_name(task) for task in members[:40])
-        if len(members) > 40:
-            names += f" and {len(members) - 40} more"
-        who = "1 task" if len(members) == 1 else f"{len(members)} tasks with this stack"
-        draft.add(Lines(f"{who}: {names}", stack, folded=True))
-
-
-def _has_debug_info(prog: Program) -> bool:
-    from drgn_tools.pstore_memory import has_debug_info
-
-    return has_debug_info(prog)
-
-
-def _need_debug_info(prog: Program, what: str) -> None:
-    if not _has_debug_info(prog):
-        raise DumpError(
-            f"{what}: no debugging symbols of this kernel were found, and none given "
-            "with --symbols"
-        )
+def _group_stacks(
+    tasks: Iterable[tuple[_Task, tuple[str, ...]]], draft: _Draft
+) -> None:
+    # Many wait in the same place; who waits elsewhere comes first.
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for task, stack in tasks:
+        if stack:
+            groups.setdefault(stack, []).append(_task_name(task))
+    for stack, names in sorted(groups.items(), key=lambda item: len(item[1])):
+        who = ", ".join(names[:40])
+        if len(names) > 40:
+            who += f" and {len(names) - 40} more"
+        count = "1 task" if len(names) == 1 else f"{len(names)} tasks with this stack"
+        draft.add(Lines(f"{count}: {who}", stack, folded=True))
 
 
 # --- memory
 
 
 def _memory(dump: _Dump, draft: _Draft) -> None:
-    draft.summary = "not done yet"
+    from drgn_tools.export.page_image import page_svg
+    from drgn_tools.page_map import read_page_map
+    from drgn_tools.pages import PageClass
+
+    found = read_page_map(dump.vmcore, dump.jobs)
+    lacking = any(total.kind == PageClass.UNKNOWN for total in found.classes)
+    remarks = []
+    for warning in found.warnings:
+        if dump.vmcore.live or lacking:
+            draft.note(warning)
+        else:
+            # What its pages never tell.
+            remarks.append(warning)
+    if found.why_no_zones:
+        draft.note(f"zones are told by address alone: {found.why_no_zones}")
+
+    def size(pages: int) -> str:
+        return binary_size(pages * found.page_size)
+
+    def row(total: Total) -> tuple[str, ...]:
+        first, end = total.longest
+        return (
+            total.label,
+            str(total.pages),
+            size(total.pages),
+            f"{100 * total.pages / found.pages:.1f}",
+            str(total.dumped),
+            f"{size(end - first)} at {first * found.page_size:#x}",
+        )
+
+    whole = f"{size(found.pages)} in {_plural(found.pages, 'page')}"
+    draft.summary = "; ".join((whole, *remarks))
+    draft.add(
+        Table(
+            "By class",
+            ("CLASS", "PAGES", "SIZE", "%", "IN THE DUMP", "LONGEST RUN"),
+            [row(total) for total in sorted(found.classes, key=lambda t: -t.pages)],
+            frozenset(range(1, 6)),
+        )
+    )
+    if found.zones:
+        draft.add(_zones(found, size))
+    draft.add(Picture("Physical memory by class", page_svg(found)))
+    draft.add(
+        Hint("As a picture of its own:", _command(dump, "pages", "--image", "map.svg"))
+    )
+
+
+def _zones(found: PageMap, size: Callable[[int], str]) -> Table:
+    from drgn_tools.pages import PageClass
+
+    rows = []
+    for zone, pages in found.zones:
+        most = sorted(range(len(pages)), key=lambda c: -pages[c])[:4]
+        rows.append(
+            (
+                "-" if zone.node is None else str(zone.node),
+                zone.name,
+                "-" if zone.present is None else size(zone.present),
+                "-" if zone.managed is None else size(zone.managed),
+                size(pages[PageClass.FREE]),
+                ", ".join(
+                    f"{PageClass(c).label} {size(pages[c])}" for c in most if pages[c]
+                ),
+            )
+        )
+    head = ("NODE", "ZONE", "PRESENT", "MANAGED", "FREE", "MOST OF IT")
+    return Table("By zone", head, rows, frozenset((0, 2, 3, 4)))
 
 
 # --- pstore
@@ -444,11 +519,12 @@ def _pstore(dump: _Dump, draft: _Draft) -> None:
     for zone in zones:
         for why in (zone.live_error, zone.old_log_error):
             if why:
-                draft.note(f"{zone.label}: {why}")
-    if zones:
+                draft.lack(zone.label, why)
+    used = [z for z in zones if z.state != "empty" or z.old_log is not None]
+    if used:
         draft.add(
             Table(
-                "Zones",
+                "Zones, but for those that are empty",
                 ("ZONE", "TYPE", "ADDRESS", "SIZE", "USED", "WRAPPED", "STATE", "OLD"),
                 [
                     (
@@ -461,7 +537,7 @@ def _pstore(dump: _Dump, draft: _Draft) -> None:
                         zone.state,
                         "-" if zone.old_log is None else binary_size(len(zone.old_log)),
                     )
-                    for zone in zones
+                    for zone in used
                 ],
                 frozenset((2, 3, 4, 7)),
             )
@@ -470,12 +546,15 @@ def _pstore(dump: _Dump, draft: _Draft) -> None:
     for record in draft.some(pstore.for_each_pstore_record(prog), "records", 1000):
         count += 1
         if record.error:
-            draft.note(f"{record.label}: {record.error}")
+            draft.lack(record.label, record.error)
         draft.add(_pstore_lines(record))
-    draft.summary = f"{_plural(len(zones), 'zone')}, {_plural(count, 'record')}"
-    draft.add(Hint("All of it:", f"drgn-tools pstore {dump.path}"))
+    draft.summary = (
+        f"{_plural(len(zones), 'zone')}, {len(zones) - len(used)} of them empty; "
+        f"{_plural(count, 'record')}"
+    )
     if any(zone.kind == "ftrace" for zone in zones):
-        _pstore_trace(dump, prog, draft)
+        _pstore_trace(prog, draft)
+    draft.add(Hint("All of it:", _command(dump, "pstore", "--boot", "all")))
 
 
 def _pstore_lines(record: Any) -> Lines:
@@ -498,7 +577,7 @@ def _utc(seconds: int) -> str:
     return f"{when:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _pstore_trace(dump: _Dump, prog: Program, draft: _Draft) -> None:
+def _pstore_trace(prog: Program, draft: _Draft) -> None:
     import contextlib
     import io
 
@@ -532,8 +611,7 @@ def _pstore_trace(dump: _Dump, prog: Program, draft: _Draft) -> None:
         draft.note(line.removeprefix("pstore: "))
     lines = out.getvalue().splitlines()
     draft.add(
-        Lines(f"Function trace: the newest {_plural(len(lines), 'record')}", lines),
-        Hint("All boots:", f"drgn-tools pstore --boot all {dump.path}"),
+        Lines(f"Function trace: the newest {_plural(len(lines), 'record')}", lines)
     )
 
 
@@ -553,9 +631,9 @@ def _zram(dump: _Dump, draft: _Draft) -> None:
             if rows[-1][1] != "-":
                 streams += _stream_rows(name, device)
         except Exception as error:
-            draft.note(f"{name}: {_reason(error)}")
+            draft.lack(name, _reason(error))
     if not rows:
-        draft.summary = "no zram devices"
+        draft.summary = "" if draft.lacking else "no zram devices"
         return
     used = sum(row[1] != "-" for row in rows)
     draft.summary = f"{_plural(len(rows), 'device')}, {used} set up"
@@ -571,7 +649,7 @@ def _zram(dump: _Dump, draft: _Draft) -> None:
                 frozenset(i for i, row in enumerate(streams) if row[5] != "-"),
             )
         )
-    draft.add(Hint("More of them:", f"drgn-tools zram --help, {dump.path}"))
+    draft.add(Hint("What is in them:", _command(dump, "zram", "--json")))
 
 
 def _zram_row(device: Any) -> tuple[str, ...]:
@@ -624,7 +702,9 @@ def _chain(sample: OprofileSample) -> Chain:
     if sample.trace and sample.trace[0].address == sample.place.address:
         del places[1]
     name = sample.comm or sample.program.rpartition("/")[2]
-    task = f"{name or '?'}[{sample.pid}]" if sample.pid >= 0 else "?"
+    if not name:
+        name = "idle" if sample.pid == 0 else "?"
+    task = f"{name}[{sample.pid}]" if sample.pid >= 0 else "?"
     frames = [Frame(place.symbol or place.image, _kind(place)) for place in places]
     return (Frame(task, "task"), *reversed(frames))
 
@@ -644,7 +724,7 @@ def _oprofile(dump: _Dump, draft: _Draft) -> None:
             chains[_chain(sample)] += 1
             functions.update(count((sample,), columns))
     except Exception as error:
-        draft.fail(error)
+        draft.note(_reason(error))
     total = sum(chains.values())
     draft.summary = f"{_plural(total, 'sample')} that nobody had read"
     if total:
@@ -668,7 +748,7 @@ def _oprofile(dump: _Dump, draft: _Draft) -> None:
         )
     draft.add(
         Lines("Counters and settings", stats, folded=True),
-        Hint("Each sample:", f"drgn-tools oprofile --samples {dump.path}"),
+        Hint("Each sample:", _command(dump, "oprofile", "--samples")),
     )
 
 
@@ -700,7 +780,7 @@ def _trace(dump: _Dump, draft: _Draft) -> None:
                 )
             )
         except Exception as error:
-            draft.note(f"{name}: {_reason(error)}")
+            draft.lack(name, _reason(error))
             continue
         if last:
             events.append(_event_lines(name, buffer, list(last)))
@@ -714,7 +794,7 @@ def _trace(dump: _Dump, draft: _Draft) -> None:
     draft.add(
         Table("Buffers of each CPU", head.split(), rows, frozenset(range(1, 9))),
         *events,
-        Hint("All events:", f"drgn-tools ftrace {dump.path}"),
+        Hint("All events:", _command(dump, "ftrace")),
     )
 
 
@@ -781,6 +861,14 @@ _SECTIONS: tuple[tuple[str, str, Callable[[_Dump, _Draft], None]], ...] = (
     ("oprofile", "Profile", _oprofile),
     ("trace", "Trace buffers", _trace),
 )
+# What needs debugging symbols, and of which modules beside the kernel.
+_MODULES = {
+    "tasks": (),
+    "pstore": ("ramoops", "pstore_zone"),
+    "zram": ("zram", "zsmalloc"),
+    "oprofile": ("oprofile",),
+    "trace": (),
+}
 
 
 # --- the whole
@@ -795,16 +883,15 @@ def _open_program(path: str, symbols: Sequence[str]) -> tuple[Program | None, st
         return None, str(error)
 
 
-def _is_absent(dump: _Dump, key: str, reason: str) -> bool:
+def _is_absent(prog: Program, dump: str, key: str, reason: str) -> bool:
     # Whether what was not found is not in this kernel, for certain.
-    prog = dump.prog
-    if prog is None or not reason.startswith("this kernel has no "):
+    if not reason.startswith("this kernel has no "):
         return False
     if key == "zram":
         # It may be that its own symbols are missing.
-        modules = {module.name for module in prog.modules()}
-        return _has_debug_info(prog) and key not in modules
-    return key == "pstore" or _has_debug_info(prog)
+        loaded = {module.name for module in prog.modules()}
+        return key not in loaded and missing_symbols(prog, dump) is None
+    return key == "pstore" or missing_symbols(prog, dump) is None
 
 
 def make_report(dump: str, symbols: Sequence[str] = (), jobs: int = 1) -> Report:
@@ -834,8 +921,14 @@ def make_report(dump: str, symbols: Sequence[str] = (), jobs: int = 1) -> Report
                 gather(opened, draft)
             except Exception as error:
                 # Nobody knows what a damaged dump leads to.
-                draft.fail(error)
-                draft.absent = _is_absent(opened, key, _reason(error))
+                draft.note(_reason(error))
+            if prog is not None and (draft.notes or draft.lacking):
+                reason = next(iter(draft.notes), "")
+                draft.absent = _is_absent(prog, dump, key, reason)
+                if key in _MODULES and not draft.absent:
+                    missing = missing_symbols(prog, dump, _MODULES[key])
+                    if missing:
+                        draft.note(missing)
             sections.append(draft.section(key, title))
         return _report(opened, sections)
 
@@ -848,23 +941,26 @@ _DIED = re.compile(
 
 
 def _report(dump: _Dump, sections: list[Section]) -> Report:
-    from drgn_tools.info import describe
+    from drgn_tools.info import as_text, read_info
 
     lines = [line for record in dump.records for line in _log_text(record)]
     panic = panic_line(dump.records)
     words = _last_words(lines, panic)
-    about = dict(describe(dump.path))
-    where = about.get("node", "(none)")
-    release = about.get("release", "unknown kernel")
-    title = f"Linux {release}" + ("" if where == "(none)" else f" on {where}")
+    info = read_info(dump.path)
+    title = f"Linux {info.release or 'of an unknown release'}"
+    if info.node not in (None, "(none)"):
+        title += f" on {info.node}"
     # The panic is the headline; and first comes what people ask first.
-    rows = [("crash time", about.get("crash time", "")), *_death(lines, words)]
+    about = dict(as_text(info))
+    rows = [("crash time", about["crash time"]), *_death(lines, words)]
     known = {"panic", *(label for label, _ in rows)}
     rows += [row for row in about.items() if row[0] not in known]
+    died = panic is not None or info.crash_time is not None
     return Report(
         title,
         panic or _no_panic(dump),
-        _verdicts(dump, sections),
+        died,
+        _verdicts(dump, info, sections),
         Facts(rows),
         _headline_trace(dump, lines, words),
         sections,
@@ -905,6 +1001,7 @@ def _death(
 
 # Of the stack in the log.
 _CALL_TRACE = re.compile(r"Call Trace:|Call trace:")
+_CALLED = re.compile(r"\] {1,3}(?:\[<[0-9a-f]+>\] )?([\w.]+\+0x\S+.*)")
 _LOG_FRAME = re.compile(r"\] {1,3}(<|\?|\[<|[\w.]+\+0x)")
 
 
@@ -912,48 +1009,51 @@ def _headline_trace(
     dump: _Dump, lines: list[str], words: tuple[int, int, int] | None
 ) -> Lines:
     if dump.prog is not None and (task := _crashed(dump.prog)) is not None:
-        seen = _task(dump.prog, task)
-        if seen.stack:
-            return Lines(
-                f"Stack of {_task_name(seen)} on CPU {seen.cpu}, which panicked",
-                seen.stack,
-            )
+        stack, _ = _stack(dump.prog, task)
+        if stack:
+            seen = _task(task)
+            caption = f"Stack of {_task_name(seen)} on CPU {seen.cpu}, which panicked"
+            return Lines(caption, stack)
     if words is not None:
         start, end, at = words
         for number in range(start, end):
             if _CALL_TRACE.search(lines[number]):
-                stop = number + 1
-                while stop < end and _LOG_FRAME.search(lines[stop]):
-                    stop += 1
-                return Lines("Call trace in the kernel log", lines[number:stop])
+                functions = []
+                for line in lines[number + 1 : end]:
+                    if not _LOG_FRAME.search(line):
+                        break
+                    # Those with a question mark were there before.
+                    if called := _CALLED.search(line):
+                        functions.append(called[1])
+                return Lines("Call trace in the kernel log", functions)
         return Lines("Around it in the log", lines[max(0, at - 8) : at + 8])
     return Lines("The end of the kernel log", lines[-12:])
 
 
-def _verdicts(dump: _Dump, sections: list[Section]) -> list[tuple[str, str]]:
-    vmcore = dump.vmcore
-    header = vmcore.header
+def _verdicts(
+    dump: _Dump, info: DumpInfo, sections: list[Section]
+) -> list[tuple[str, str]]:
     lacks = []
-    if vmcore.lost_bytes:
-        lacks.append(f"cut short: {binary_size(vmcore.lost_bytes)} are missing")
-    if header is not None and header.status & kdump.STATUS_INCOMPLETE:
+    if info.lost_bytes:
+        lacks.append(f"cut short: {binary_size(info.lost_bytes)} are missing")
+    if info.incomplete:
         lacks.append("marked incomplete: pages are missing that it should have")
-    if vmcore.part:
+    if info.part:
         lacks.append("one of several files: the others have the rest")
     if lacks:
         found = [("missing", f"The dump is {'; it is '.join(lacks)}")]
-    elif header is not None and header.dump_level:
-        found = [("ok", f"The dump is whole, filtered with -d {header.dump_level}")]
+    elif info.dump_level:
+        found = [("ok", f"The dump is whole, filtered with -d {info.dump_level}")]
     else:
         found = [("ok", "The dump is whole, and not filtered")]
-    if vmcore.live:
+    if dump.vmcore.live:
         found.append(("partly", "The kernel was running while it was read"))
-    symbols = dump.prog is not None and _has_debug_info(dump.prog)
-    found.append(
-        ("ok", "Debugging symbols of this kernel were found")
-        if symbols
-        else ("partly", "No debugging symbols of this kernel: see What was missing")
-    )
+    if dump.prog is None:
+        found.append(("partly", f"drgn cannot open it: {dump.why_no_prog}"))
+    elif missing := missing_symbols(dump.prog, dump.path):
+        found.append(("partly", missing[0].upper() + missing[1:]))
+    else:
+        found.append(("ok", "Debugging symbols of this kernel were found"))
     lacking = [s.title for s in sections if s.status in ("partly", "missing")]
     if lacking:
         found.append(("partly", f"Not whole: {', '.join(lacking)}"))

@@ -19,6 +19,7 @@ packages_shells="bash zsh fish mandoc man-db"
 packages_kernel_build="make binutils flex bison bc libelf-dev libssl-dev xz-utils"
 # Its release has no configure script; without the libraries it reads no compressed page.
 packages_libkdumpfile="autoconf automake libtool pkg-config zlib1g-dev libsnappy-dev libzstd-dev"
+packages_page="chromium poppler-utils"
 
 # Room that a filled cache takes, and that a run needs besides, in MiB.
 cache_demo=2500 cache_test=13500
@@ -31,8 +32,8 @@ set_up() {
         room_cache=$cache_demo room_work=$work_demo
         ;;
     test)
-        packages="$packages_venv $packages_guest $packages_shells $packages_kernel_build"
-        packages="$packages $packages_libkdumpfile"
+        packages="$packages_venv $packages_guest $packages_shells $packages_kernel_build
+            $packages_libkdumpfile $packages_page"
         room_cache=$cache_test room_work=$work_test
         ;;
     esac

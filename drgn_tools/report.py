@@ -329,8 +329,8 @@ def _tasks(dump: _Dump, draft: _Draft) -> None:
     from drgn.helpers.linux.pid import for_each_task
 
     prog = _prog(dump)
-    if missing_symbols(prog, dump.path):
-        raise DumpError("tasks cannot be found without the kernel's debugging symbols")
+    if missing := missing_symbols(prog, dump.path):
+        raise DumpError(missing)
     crashed = _value(lambda: prog.crashed_thread().object.value_())
     running = _running(prog)
     found: dict[int, _Task] = {}
@@ -1001,6 +1001,7 @@ def _death(
 
 # Of the stack in the log.
 _CALL_TRACE = re.compile(r"Call Trace:|Call trace:")
+_CALLED = re.compile(r"\] {1,3}(?:\[<[0-9a-f]+>\] )?([\w.]+\+0x\S+.*)")
 _LOG_FRAME = re.compile(r"\] {1,3}(<|\?|\[<|[\w.]+\+0x)")
 
 
@@ -1017,10 +1018,14 @@ def _headline_trace(
         start, end, at = words
         for number in range(start, end):
             if _CALL_TRACE.search(lines[number]):
-                stop = number + 1
-                while stop < end and _LOG_FRAME.search(lines[stop]):
-                    stop += 1
-                return Lines("Call trace in the kernel log", lines[number:stop])
+                functions = []
+                for line in lines[number + 1 : end]:
+                    if not _LOG_FRAME.search(line):
+                        break
+                    # Those with a question mark were there before.
+                    if called := _CALLED.search(line):
+                        functions.append(called[1])
+                return Lines("Call trace in the kernel log", functions)
         return Lines("Around it in the log", lines[max(0, at - 8) : at + 8])
     return Lines("The end of the kernel log", lines[-12:])
 
@@ -1043,8 +1048,10 @@ def _verdicts(
         found = [("ok", "The dump is whole, and not filtered")]
     if dump.vmcore.live:
         found.append(("partly", "The kernel was running while it was read"))
-    if dump.prog is None or missing_symbols(dump.prog, dump.path):
-        found.append(("partly", "No debugging symbols of this kernel were found"))
+    if dump.prog is None:
+        found.append(("partly", f"drgn cannot open it: {dump.why_no_prog}"))
+    elif missing := missing_symbols(dump.prog, dump.path):
+        found.append(("partly", missing[0].upper() + missing[1:]))
     else:
         found.append(("ok", "Debugging symbols of this kernel were found"))
     lacking = [s.title for s in sections if s.status in ("partly", "missing")]

@@ -363,13 +363,13 @@ def _section(section: Section) -> _Html:
 
 
 def _missing(sections: Sequence[Section]) -> Section:
-    rows = [
-        (section.title, note)
-        for section in sections
-        if section.status != "none"
-        for note in section.notes
-    ]
-    table = Table("What this page lacks", ("Section", "What, and why"), rows)
+    # Each reason once, with the sections that it holds for.
+    reasons: dict[str, list[str]] = {}
+    for section in sections:
+        for note in section.notes:
+            reasons.setdefault(note, []).append(section.title)
+    rows = [(", ".join(titles), note) for note, titles in reasons.items()]
+    table = Table("What this page lacks", ("SECTION", "WHAT, AND WHY"), rows)
     return Section(
         "missing",
         "What was missing",

@@ -18,7 +18,9 @@ _COMMANDS = {
     "ftrace": "drgn_tools.ftrace_commands",
     "info": "drgn_tools.capture_commands",
     "oprofile": "drgn_tools.oprofile_commands",
+    "pages": "drgn_tools.pages_commands",
     "pstore": "drgn_tools.pstore_commands",
+    "report": "drgn_tools.report_commands",
     "swap": "drgn_tools.swap_commands",
     "verify": "drgn_tools.capture_commands",
     "zram": "drgn_tools.zram_commands",
@@ -27,13 +29,18 @@ _COMMANDS = {
 
 class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_COMMANDS)
+        return [name for name in sorted(_COMMANDS) if self.get_command(ctx, name)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         module = _COMMANDS.get(cmd_name)
         if module is None:
             return None
-        command: click.Command = getattr(importlib.import_module(module), cmd_name)
+        try:
+            command: click.Command = getattr(importlib.import_module(module), cmd_name)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+            return None
         return command
 
 
@@ -57,7 +64,7 @@ def _run() -> int:
         status = commands(prog_name="drgn-tools", standalone_mode=False)
     except click.UsageError as error:
         name = error.ctx.command_path if error.ctx else "drgn-tools"
-        complain(f"{name}: {error.format_message()} (see {name} --help)")
+        complain(name, f"{error.format_message()} (see {name} --help)")
         return 2
     except click.ClickException as error:
         raise DumpError(str(error)) from None

@@ -6,10 +6,12 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
+
+from drgn_tools import options
 
 if TYPE_CHECKING:
     from drgn_tools.extract import Summary
@@ -60,12 +62,7 @@ Offline and poisoned pages are never read.
     help="No OUTPUT is to be larger.",
 )
 @click.option("-i", "vmcoreinfo", metavar="FILE", help="Text to go by as VMCOREINFO.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Processes that work on it.  [default: all CPUs it may run on]",
-)
+@options.jobs
 @click.option(
     "--partial", is_flag=True, help="Take what is there of a cut-short VMCORE."
 )
@@ -74,7 +71,10 @@ Offline and poisoned pages are never read.
     "--verify", "verified", is_flag=True, help="Read OUTPUT again, all of it."
 )
 @click.option("--sha256", is_flag=True, help="Say the SHA-256 of OUTPUT.")
-@click.option("-f", "force", is_flag=True, help="Replace OUTPUT if it exists.")
+@options.output("The same as OUTPUT.")
+@options.force
+@options.as_json
+@options.quiet
 def extract(
     vmcore: str,
     outputs: tuple[str, ...],
@@ -93,7 +93,10 @@ def extract(
     dry_run: bool,
     verified: bool,
     sha256: bool,
+    output: str | None,
     force: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Write the pages of VMCORE that matter to OUTPUT.
 
@@ -111,6 +114,10 @@ def extract(
     from drgn_tools.text import printable
     from drgn_tools.vmcoreinfo import read_file
 
+    if output is not None:
+        if outputs:
+            raise click.UsageError("OUTPUT is given twice")
+        outputs = (output,)
     if codecs and codec_name:
         raise click.UsageError(f"--compress {codec_name} and another codec")
     if flatten and outputs:
@@ -121,6 +128,8 @@ def extract(
         raise click.UsageError("--split needs several OUTPUTs")
     if (verified or sha256) and (dry_run or not outputs):
         raise click.UsageError("--verify and --sha256 need an OUTPUT")
+    if as_json and not outputs and not dry_run:
+        raise click.UsageError("--json needs an OUTPUT: the dump is standard output")
     if not outputs and not dry_run and sys.stdout.isatty():
         raise click.UsageError("no OUTPUT, and standard output is a terminal")
     try:
@@ -145,23 +154,29 @@ def extract(
         dry_run=dry_run,
         vmcoreinfo=read_file(vmcoreinfo) if vmcoreinfo else None,
     )
-    output = ", ".join(outputs) or "standard output"
-    _print_summary(summary, output, levels)
-    for path in outputs if sha256 else ():
-        print(f"SHA-256 {_sha256(path)}  {printable(path)}", file=sys.stderr)
-    unsound = verified and not _all_sound(outputs, jobs, summary.incomplete)
+    name = ", ".join(outputs) or "standard output"
+    _print_warnings(summary, levels)
+    if not quiet and not as_json:
+        _print_summary(summary, name)
+    sums = {path: _sha256(path) for path in outputs} if sha256 else {}
+    if as_json:
+        _print_json(summary, outputs, sums)
+    else:
+        for path, digest in sums.items():
+            print(f"SHA-256 {digest}  {printable(path)}", file=sys.stderr)
+    unsound = verified and not _all_sound(outputs, jobs, summary.incomplete, quiet)
     if summary.incomplete:
-        why = f"{output} is incomplete: {summary.why_incomplete}"
+        why = f"{name} is incomplete: {summary.why_incomplete}"
         if not summary.stopped:
             raise DumpError(why)
         print(printable(why), file=sys.stderr)
     if summary.stopped:
         raise Stopped(summary.stopped)
     if unsound:
-        raise DumpError(f"{output} was not written as it should be")
+        raise DumpError(f"{name} was not written as it should be")
 
 
-def _all_sound(paths: Sequence[str], jobs: int, incomplete: bool) -> bool:
+def _all_sound(paths: Sequence[str], jobs: int, incomplete: bool, quiet: bool) -> bool:
     from drgn_tools.text import printable
     from drgn_tools.verify import verify
 
@@ -171,7 +186,7 @@ def _all_sound(paths: Sequence[str], jobs: int, incomplete: bool) -> bool:
         # That pages are missing was said before.
         if not incomplete or report.damaged:
             good &= report.sound
-        for line in report.lines():
+        for line in () if quiet and report.sound else report.lines():
             print(printable(line), file=sys.stderr)
     return good
 
@@ -206,25 +221,31 @@ def _classes(text: str | None, option: str) -> frozenset[PageClass]:
     return frozenset(CLASSES_BY_LABEL[label] for label in labels)
 
 
-def _print_summary(summary: Summary, output: str, levels: list[int]) -> None:
-    from drgn_tools.pages import PageClass
-    from drgn_tools.text import binary_size, printable
+def _print_warnings(summary: Summary, levels: list[int]) -> None:
+    from drgn_tools.progress import warn
 
-    def say(line: str) -> None:
-        print(printable(line), file=sys.stderr)
-
-    plan = summary.plan
     if summary.tried:
-        say(
-            f"warning: no room at -d {levels[summary.tried - 1]}: "
+        warn(
+            f"no room at -d {levels[summary.tried - 1]}: "
             f"taken with -d {levels[summary.tried]}"
         )
-    for warning in plan.warnings:
-        say(f"warning: {warning}")
+    for warning in summary.plan.warnings:
+        warn(warning)
     for pfn, why in summary.retried.items():
         paddr = pfn * summary.page_size
-        say(f"warning: {why}; read again page by page from {paddr:#x} on")
-    say(f"{'class':<14}{'pages':>12}{'kept':>12}{'left out':>12}")
+        warn(f"{why}; read again page by page from {paddr:#x} on")
+
+
+def _print_summary(summary: Summary, output: str) -> None:
+    from drgn_tools.pages import PageClass
+    from drgn_tools.text import binary_size, printable, styled
+
+    def say(line: str, style: str | None = None) -> None:
+        line = printable(line)
+        print(styled(line, style, sys.stderr) if style else line, file=sys.stderr)
+
+    plan = summary.plan
+    say(f"{'class':<14}{'pages':>12}{'kept':>12}{'left out':>12}", "bold")
     for page_class in PageClass:
         found, kept = int(plan.found[page_class]), int(plan.kept[page_class])
         if found:
@@ -241,15 +262,56 @@ def _print_summary(summary: Summary, output: str, levels: list[int]) -> None:
     say(f"{output}: {sizes[0]} from {sizes[1]} in {summary.seconds:.1f} s")
 
 
+def _print_json(
+    summary: Summary, outputs: Sequence[str], sums: Mapping[str, str]
+) -> None:
+    import json
+
+    from drgn_tools.pages import PageClass
+
+    plan = summary.plan
+    told = {
+        "outputs": [{"path": path, "sha256": sums.get(path)} for path in outputs],
+        "classes": {
+            page_class.label: {
+                "pages": int(plan.found[page_class]),
+                "kept": int(plan.kept[page_class]),
+            }
+            for page_class in PageClass
+            if plan.found[page_class]
+        },
+        "excluded": sorted(page_class.label for page_class in summary.excluded),
+        "page_size": summary.page_size,
+        "zero_pages": summary.zero_pages,
+        "missing_pages": summary.missing_pages,
+        "incomplete": summary.why_incomplete if summary.incomplete else None,
+        "input_size": summary.input_size,
+        "output_size": summary.output_size,
+        "seconds": round(summary.seconds, 3),
+    }
+    print(json.dumps(told))
+
+
 @click.command()
 @click.argument("dump")
-def info(dump: str) -> None:
+@options.as_json
+@options.quiet
+def info(dump: str, as_json: bool, quiet: bool) -> None:
     """Say what DUMP is: kernel, crash time, memory, filtering, panic."""
-    from drgn_tools.info import describe
-    from drgn_tools.text import printable
+    from drgn_tools.info import as_text, read_info
+    from drgn_tools.text import printable, styled
 
-    for label, value in describe(dump):
-        print(f"{label + ':':<13}{printable(value)}")
+    found = read_info(dump)
+    if as_json:
+        import json
+
+        print(json.dumps(found._asdict()))
+        return
+    for label, value in as_text(found):
+        value = printable(value)
+        if label == "panic" and found.panic:
+            value = styled(value, "red", sys.stdout)
+        print(f"{label + ':':<13}{value}")
 
 
 @click.command()
@@ -257,39 +319,62 @@ def info(dump: str) -> None:
 @click.option(
     "--partial", is_flag=True, help="Only what came since the log was last cleared."
 )
-def dmesg(dump: str, partial: bool) -> None:
+@options.output("Write the log to FILE.")
+@options.force
+@options.quiet
+def dmesg(
+    dump: str, partial: bool, output: str | None, force: bool, quiet: bool
+) -> None:
     """Print the kernel log of DUMP, as makedumpfile --dump-dmesg has it."""
     from drgn_tools.errors import DumpError
     from drgn_tools.kernel_log import dump_log
+    from drgn_tools.output import check_target, files
     from drgn_tools.vmcore import open_vmcore
 
-    if sys.stdout is None:
+    if output is None and sys.stdout is None:
         raise DumpError("cannot print: standard output is closed")
-    # Ready-made bytes: not for a text stream.
-    out = sys.stdout.buffer
     faults: list[str] = []
     with open_vmcore(dump) as vmcore:
-        for piece in dump_log(vmcore, partial, warn=faults.append):
-            out.write(piece)
-    out.flush()
+        pieces = dump_log(vmcore, partial, warn=faults.append)
+        if output is None:
+            # Ready-made bytes: not for a text stream.
+            out = sys.stdout.buffer
+            for piece in pieces:
+                out.write(piece)
+            out.flush()
+        else:
+            check_target(output, force, (dump,))
+            with files(output) as (file,):
+                size = 0
+                for piece in pieces:
+                    file.write(piece, size)
+                    size += len(piece)
+                file.finish(size)
     if faults:
         raise DumpError(f"{dump}: the log is incomplete: {'; '.join(faults)}")
 
 
 @click.command()
 @click.argument("dump")
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Processes that work on it.  [default: all CPUs it may run on]",
-)
-def verify(dump: str, jobs: int | None) -> int:
+@options.jobs
+@options.as_json
+@options.quiet
+def verify(dump: str, jobs: int | None, as_json: bool, quiet: bool) -> int:
     """Read all of DUMP and say what is missing, damaged or inconsistent."""
-    from drgn_tools.text import printable
+    from drgn_tools.text import printable, styled
     from drgn_tools.verify import verify
 
     report = verify(dump, jobs or len(os.sched_getaffinity(0)))
-    for line in report.lines():
-        print(printable(line))
+    if as_json:
+        import json
+
+        findings = [finding._asdict() for finding in report.findings]
+        told = {**report._asdict(), "findings": findings, "sound": report.sound}
+        print(json.dumps(told))
+    else:
+        *lines, verdict = map(printable, report.lines())
+        for line in () if quiet and report.sound else lines:
+            print(line)
+        style = "green" if report.sound else "red"
+        print(styled(verdict, style, sys.stdout))
     return 0 if report.sound else 1

@@ -6,15 +6,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import click
-
-symbols = click.option(
-    "--symbols",
-    metavar="FILE",
-    multiple=True,
-    help="A vmlinux or module with debugging symbols; may be given more than once.",
-)
-
 
 def decoder(module: str) -> Any:
     """

@@ -7,33 +7,30 @@ import sys
 
 import click
 
+from drgn_tools import options
 from drgn_tools.decoding import decoder
-from drgn_tools.decoding import symbols as symbols_option
 
 
 @click.command()
 @click.argument("dump")
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    help="Write a trace.dat for trace-cmd and KernelShark instead.",
-)
-@click.option("-f", "--force", is_flag=True, help="Replace FILE.")
+@options.symbols
+@options.output("Write a trace.dat for trace-cmd and KernelShark instead.")
+@options.force
 @click.option(
     "--instance",
     metavar="NAME",
     help="Only this instance's buffer; an empty NAME is the kernel's own.",
 )
 @click.option("--cpu", type=click.IntRange(0), metavar="N", help="Only this CPU's.")
-@symbols_option
+@options.quiet
 def ftrace(
     dump: str,
+    symbols: tuple[str, ...],
     output: str | None,
     force: bool,
     instance: str | None,
     cpu: int | None,
-    symbols: tuple[str, ...],
+    quiet: bool,
 ) -> None:
     """Print the kernel's trace buffers as the trace file of tracefs shows them."""
     from drgn_tools.errors import DumpError

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from drgn_tools.codecs import BY_FLAG
 from drgn_tools.errors import DumpError
@@ -14,95 +16,156 @@ from drgn_tools.vmcore import Vmcore, open_vmcore
 from drgn_tools.vmcoreinfo import if_sound
 
 
+class DumpInfo(NamedTuple):
+    """What a dump is. None is what it does not tell."""
+
+    dump: str
+    """Its path."""
+    format: str
+    format_version: int | None
+    """Of a kdump-compressed file's header."""
+    size: int
+    """Bytes of the file."""
+    lost_bytes: int
+    """How much of the data the file should hold and does not."""
+    part: tuple[int, int] | None
+    """First page frame, and the one behind the last, of a part of a split dump."""
+    release: str | None
+    version: str | None
+    machine: str | None
+    node: str | None
+    crash_time: int | None
+    """In seconds since the epoch. None of a kernel that had not crashed."""
+    cpus: int
+    """Whose registers are in the dump."""
+    memory: int
+    """Bytes of memory that the machine had, as far as the dump tells."""
+    memory_ranges: int
+    dump_level: int
+    """What was left out, as the header says; 0 of files that are not filtered."""
+    incomplete: bool
+    """Pages are missing that the dump level does not leave out."""
+    compression: tuple[str, ...]
+    pages: int | None
+    """Pages with data in a kdump-compressed file."""
+    panic: str | None
+    """The line of the kernel log that says why the kernel died."""
+    no_panic: str | None
+    """Why there is no such line."""
+
+
+def read_info(path: str) -> DumpInfo:
+    """
+    Read what a dump is.
+
+    :raises DumpError: if it is no dump.
+    """
+    with open_vmcore(path, part=True) as vmcore:
+        info, header = vmcore.vmcoreinfo, vmcore.header
+        release = info.text("OSRELEASE") if info else None
+        _, nodename, known_release, version, machine, _ = (
+            field.decode(errors="replace") or None for field in vmcore.utsname()
+        )
+        # A live system has not crashed; QEMU's dumps are of one.
+        crashed = if_sound(lambda: info.decimal("CRASHTIME")) if info else None
+        if not crashed and header is not None:
+            crashed = header.timestamp
+        status = header.status if header else 0
+        panic, no_panic = _panic(vmcore)
+        return DumpInfo(
+            dump=path,
+            format=vmcore.format,
+            format_version=header.version if header else None,
+            size=vmcore.size,
+            lost_bytes=vmcore.lost_bytes,
+            part=(vmcore.part.pfn, vmcore.part.end_pfn) if vmcore.part else None,
+            release=release or known_release,
+            version=version,
+            machine=machine,
+            node=nodename,
+            crash_time=crashed or None,
+            cpus=vmcore.nr_cpus,
+            memory=vmcore.page_size
+            * sum(run.end_pfn - run.pfn for run in vmcore.ram_runs),
+            memory_ranges=len(vmcore.ram_runs),
+            dump_level=header.dump_level if header else 0,
+            incomplete=bool(status & kdump.STATUS_INCOMPLETE),
+            compression=tuple(
+                codec.name for flag, codec in BY_FLAG.items() if status & flag
+            ),
+            pages=vmcore.dumped_pages if header else None,
+            panic=panic,
+            no_panic=no_panic,
+        )
+
+
+def _panic(vmcore: Vmcore) -> tuple[str | None, str | None]:
+    info = vmcore.vmcoreinfo
+    if info is None:
+        return None, "unknown: no VMCOREINFO"
+    faults: list[str] = []
+    try:
+        records = list(log_records(info, vmcore.kernel, warn=faults.append))
+    except DumpError as error:
+        return None, f"unknown: the log cannot be read ({error})"
+    line = panic_line(records)
+    if line is not None:
+        return line, None
+    if faults:
+        return None, f"none in what can be read of the log ({faults[0]})"
+    return None, "none in the log"
+
+
 def describe(path: str) -> list[tuple[str, str]]:
     """
     Labels and values that tell what a dump is.
 
     :raises DumpError: if it is no dump.
     """
-    with open_vmcore(path, part=True) as vmcore:
-        return [
-            ("dump", path),
-            ("format", _format(vmcore)),
-            ("size", binary_size(vmcore.size)),
-            *_kernel(vmcore),
-            ("CPUs", str(vmcore.nr_cpus)),
-            ("memory", _memory(vmcore)),
-            *_filter(vmcore),
-            ("panic", _panic(vmcore)),
-        ]
+    return list(as_text(read_info(path)))
 
 
-def _format(vmcore: Vmcore) -> str:
-    notes = []
-    if vmcore.header is not None:
-        notes.append(f"version {vmcore.header.version}")
-    if vmcore.lost_bytes:
-        notes.append(f"cut short by {binary_size(vmcore.lost_bytes)}")
-    if vmcore.part:
-        notes.append(
-            f"page frames {vmcore.part.pfn} to {vmcore.part.end_pfn} of a split dump"
-        )
-    return ", ".join([vmcore.format, *notes])
+def as_text(info: DumpInfo) -> Iterator[tuple[str, str]]:
+    """Labels and values for people."""
+    yield "dump", info.dump
+    yield "format", ", ".join([info.format, *_notes(info)])
+    yield "size", binary_size(info.size)
+    yield "release", info.release or "unknown: no VMCOREINFO"
+    for label, value in (
+        ("version", info.version),
+        ("machine", info.machine),
+        ("node", info.node),
+    ):
+        if value:
+            yield label, value
+    yield "crash time", _time(info.crash_time)
+    yield "CPUs", str(info.cpus)
+    yield "memory", f"{binary_size(info.memory)} in {info.memory_ranges} ranges"
+    if info.format_version is None:
+        yield "dump level", "0 (not filtered)"
+    else:
+        why = ", incomplete: pages are missing" if info.incomplete else ""
+        yield "dump level", f"{info.dump_level}{why}"
+    yield "compression", ", ".join(info.compression) or "none"
+    if info.pages is not None:
+        yield "pages", f"{info.pages} dumped"
+    yield "panic", info.panic or info.no_panic or ""
 
 
-def _kernel(vmcore: Vmcore) -> list[tuple[str, str]]:
-    info = vmcore.vmcoreinfo
-    release = info.text("OSRELEASE") if info else None
-    _, nodename, known_release, version, machine, _ = (
-        field.decode(errors="replace") for field in vmcore.utsname()
-    )
-    # A live system has not crashed; QEMU's dumps are of one.
-    crashed = if_sound(lambda: info.decimal("CRASHTIME")) if info else None
-    if not crashed and vmcore.header is not None:
-        crashed = vmcore.header.timestamp
-    time = "unknown: the kernel had not crashed or did not say"
-    if crashed:
-        try:
-            date = datetime.datetime.fromtimestamp(crashed, datetime.timezone.utc)
-            time = f"{date:%Y-%m-%d %H:%M:%S} UTC"
-        except (OverflowError, ValueError, OSError):
-            time = f"damaged ({crashed})"
-    rows = [
-        ("release", release or known_release or "unknown: no VMCOREINFO"),
-        ("version", version),
-        ("machine", machine),
-        ("node", nodename),
-        ("crash time", time),
-    ]
-    return [(label, value) for label, value in rows if value]
+def _notes(info: DumpInfo) -> Iterator[str]:
+    if info.format_version is not None:
+        yield f"version {info.format_version}"
+    if info.lost_bytes:
+        yield f"cut short by {binary_size(info.lost_bytes)}"
+    if info.part:
+        yield f"page frames {info.part[0]} to {info.part[1]} of a split dump"
 
 
-def _memory(vmcore: Vmcore) -> str:
-    pages = sum(run.end_pfn - run.pfn for run in vmcore.ram_runs)
-    return f"{binary_size(pages * vmcore.page_size)} in {len(vmcore.ram_runs)} ranges"
-
-
-def _filter(vmcore: Vmcore) -> list[tuple[str, str]]:
-    header = vmcore.header
-    if header is None:
-        return [("dump level", "0 (not filtered)"), ("compression", "none")]
-    names = [codec.name for flag, codec in BY_FLAG.items() if header.status & flag]
-    level = str(header.dump_level)
-    if header.status & kdump.STATUS_INCOMPLETE:
-        level += ", incomplete: pages are missing"
-    return [
-        ("dump level", level),
-        ("compression", ", ".join(names) or "none"),
-        ("pages", f"{vmcore.dumped_pages} dumped"),
-    ]
-
-
-def _panic(vmcore: Vmcore) -> str:
-    info = vmcore.vmcoreinfo
-    if info is None:
-        return "unknown: no VMCOREINFO"
-    faults: list[str] = []
+def _time(crashed: int | None) -> str:
+    if crashed is None:
+        return "unknown: the kernel had not crashed or did not say"
     try:
-        records = list(log_records(info, vmcore.kernel, warn=faults.append))
-    except DumpError as error:
-        return f"unknown: the log cannot be read ({error})"
-    line = panic_line(records)
-    if line is None and faults:
-        return f"none in what can be read of the log ({faults[0]})"
-    return line or "none in the log"
+        date = datetime.datetime.fromtimestamp(crashed, datetime.timezone.utc)
+    except (OverflowError, ValueError, OSError):
+        return f"damaged ({crashed})"
+    return f"{date:%Y-%m-%d %H:%M:%S} UTC"

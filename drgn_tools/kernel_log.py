@@ -12,12 +12,11 @@ log_buf from 3.5 on, and the plain text there before.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from typing import Callable, NamedTuple
 
 from drgn_tools.errors import DumpError
-from drgn_tools.text import printable
+from drgn_tools.progress import warn as warn_user
 from drgn_tools.translate import Translator
 from drgn_tools.vmcore import Vmcore
 from drgn_tools.vmcoreinfo import Vmcoreinfo, require
@@ -56,12 +55,12 @@ class LogRecord(NamedTuple):
         return self.raw.decode(errors="replace")
 
 
-def _say(warning: str) -> None:
-    print(printable(f"warning: {warning}"), file=sys.stderr)
-
-
 def log_records(
-    info: Vmcoreinfo, kernel: Translator, *, partial: bool = False, warn: Warn = _say
+    info: Vmcoreinfo,
+    kernel: Translator,
+    *,
+    partial: bool = False,
+    warn: Warn = warn_user,
 ) -> Iterator[LogRecord]:
     """
     Records of the kernel log, oldest first.
@@ -78,7 +77,7 @@ def log_records(
 
 
 def dump_log(
-    vmcore: Vmcore, partial: bool = False, *, warn: Warn = _say
+    vmcore: Vmcore, partial: bool = False, *, warn: Warn = warn_user
 ) -> Iterator[bytes]:
     """
     The kernel log as ``makedumpfile --dump-dmesg`` writes it, piece by piece.

@@ -7,8 +7,8 @@ import sys
 
 import click
 
+from drgn_tools import options
 from drgn_tools.decoding import decoder
-from drgn_tools.decoding import symbols as symbols_option
 
 _EPILOG = """\b
 --by takes some of these, separated by commas:
@@ -18,7 +18,7 @@ _EPILOG = """\b
 
 @click.command(epilog=_EPILOG)
 @click.argument("dump")
-@symbols_option
+@options.symbols
 @click.option(
     "--sysroot",
     metavar="DIR",
@@ -32,7 +32,8 @@ _EPILOG = """\b
 )
 @click.option("--samples", is_flag=True, help="Print each sample, too.")
 @click.option("--callgraph", is_flag=True, help="Print who called what, too.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@options.as_json
+@options.quiet
 def oprofile(
     dump: str,
     symbols: tuple[str, ...],
@@ -41,6 +42,7 @@ def oprofile(
     samples: bool,
     callgraph: bool,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Print what oprofile had sampled: counters, and where the time went."""
     from drgn_tools.errors import DumpError

@@ -14,7 +14,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,8 @@ from drgn_tools.progress import Progress
 from drgn_tools.vmcore import BITS_SET, Run, Vmcore, merge_runs, runs_mask
 from drgn_tools.workers import SharedBytes, run
 
-# Page frames classified at a time: a section of x86-64, 2 MiB of struct pages.
-_CELL_PFNS = 1 << 15
+#: Page frames classified at a time: a section of x86-64, 2 MiB of struct pages.
+CELL_PFNS = 1 << 15
 #: Page frames per unit of a plan: the widest piece of input mapped at once.
 UNIT_PFNS = 1024
 # Cells that are worth another process.
@@ -57,8 +57,8 @@ _TALLY = np.dtype(
         ("found", "<i8", len(PageClass)),
         ("kept", "<i8", len(PageClass)),
         ("unreadable", "<i8"),
-        ("units", "<i4", _CELL_PFNS // UNIT_PFNS),
-        ("kernel", "<i4", _CELL_PFNS // UNIT_PFNS),
+        ("units", "<i4", CELL_PFNS // UNIT_PFNS),
+        ("kernel", "<i4", CELL_PFNS // UNIT_PFNS),
     ]
 )
 
@@ -94,6 +94,12 @@ class Classes(NamedTuple):
     """A :class:`PageClass` per page frame."""
     readable: bool
     """False if there are struct pages for them, but not in the dump."""
+    words: npt.NDArray[np.uint8] | None = None
+    """Their struct pages, where they were read."""
+
+
+#: What is done with a cell: its number, its first page frame, its page frames' classes.
+Visit = Callable[[int, int, Iterator[Classes]], None]
 
 
 class StructPages(NamedTuple):
@@ -121,15 +127,21 @@ def find_struct_pages(vmcore: Vmcore) -> StructPages:
 
 
 def page_classes(
-    vmcore: Vmcore, found: StructPages | None, pfn: int, end_pfn: int
+    vmcore: Vmcore,
+    found: StructPages | None,
+    pfn: int,
+    end_pfn: int,
+    runs: list[Run] | None = None,
 ) -> Iterator[Classes]:
     """
     Classes of the page frames in a range that may have data, piece by piece.
 
     :param found: None if they are not known: all are then
         :attr:`PageClass.UNKNOWN`.
+    :param runs: the page frames to tell of, instead of those.
     """
-    for piece, section in _pieces(vmcore, found, pfn, end_pfn):
+    runs = vmcore.data_runs if runs is None else runs
+    for piece, section in _pieces(runs, found, pfn, end_pfn):
         count = piece.end_pfn - piece.pfn
         classes = np.full(count, PageClass.UNKNOWN, np.uint8)
         if section is None or found is None:
@@ -145,21 +157,20 @@ def page_classes(
         if int(first["tail"][0]) & 1:
             spills = _spills_into(vmcore, found, piece.pfn)
         classes, _ = classify(words, piece.pfn, found.layout, spills)
-        yield Classes(piece.pfn, classes, True)
+        yield Classes(piece.pfn, classes, True, words)
 
 
 def _pieces(
-    vmcore: Vmcore, found: StructPages | None, pfn: int, end_pfn: int
+    runs: list[Run], found: StructPages | None, pfn: int, end_pfn: int
 ) -> Iterator[tuple[Run, Section | None]]:
-    """A range's page frames with data, cut where cells and sections end."""
-    runs = vmcore.data_runs
+    """A range's page frames in *runs*, cut where cells and sections end."""
     first = max(0, bisect.bisect_right(runs, (pfn, end_pfn)) - 1)
     for index in range(first, len(runs)):
         at, stop = max(pfn, runs[index].pfn), min(end_pfn, runs[index].end_pfn)
         if runs[index].pfn >= end_pfn:
             break
         while at < stop:
-            end = min(stop, (at // _CELL_PFNS + 1) * _CELL_PFNS)
+            end = min(stop, (at // CELL_PFNS + 1) * CELL_PFNS)
             section = None
             if found is not None:
                 section, following = _section_of(found.sections, at)
@@ -217,6 +228,61 @@ def _spills_into(vmcore: Vmcore, found: StructPages, pfn: int) -> list[Spill]:
     return spills
 
 
+def cells_of(runs: list[Run], end_pfn: int) -> npt.NDArray[np.int64]:
+    """Numbers of the cells that have page frames of *runs* below *end_pfn*."""
+    cells = [
+        np.arange(run.pfn // CELL_PFNS, -(-end // CELL_PFNS))
+        for run in runs
+        if run.pfn < (end := min(run.end_pfn, end_pfn))
+    ]
+    numbers = np.concatenate(cells) if cells else np.empty(0, np.int64)
+    # Runs are in order. np.unique() would import numpy.ma, 6 ms.
+    return numbers[np.diff(numbers, prepend=-1) > 0]
+
+
+def visit_cells(
+    vmcore: Vmcore,
+    struct_pages: StructPages | None,
+    cells: npt.NDArray[np.int64],
+    end_pfn: int,
+    jobs: int,
+    visit: Visit,
+    runs: list[Run] | None = None,
+) -> None:
+    """
+    Classify the page frames of cells, each once, whoever dies of it.
+
+    :param end_pfn: no page frame at or beyond this one matters.
+    :param jobs: how many processes may work on it; 0 for this one alone.
+    :param visit: called in any order, by any process. A cell that none survives is
+        visited with struct pages that are not readable.
+    :param runs: as for :func:`page_classes`.
+    """
+
+    def work(number: int, deadly: bool = False) -> None:
+        start = int(cells[number]) * CELL_PFNS
+        end = min(start + CELL_PFNS, end_pfn)
+        found = None if deadly else struct_pages
+        pieces = page_classes(vmcore, found, start, end, runs)
+        if deadly:
+            pieces = (piece._replace(readable=False) for piece in pieces)
+        visit(number, start, pieces)
+
+    with Progress("classifying pages", len(cells)) as progress:
+        failed = run(
+            len(cells),
+            work,
+            min(jobs, max(1, len(cells) // _CELLS_PER_WORKER)),
+            progress.update,
+        )
+    # Whoever was killed may have been killed for something else.
+    again = list(failed)
+    for index in run(
+        len(again), lambda n: work(again[n]), min(jobs, 1), lambda _: None
+    ):
+        work(again[index], True)
+
+
 def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass], jobs: int = 1) -> Plan:
     """
     Decide which pages of a dump to keep.
@@ -250,19 +316,17 @@ def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass], jobs: int = 1) -> 
     memmap = _memmap(vmcore, struct_pages)
     leave_out = np.zeros(len(PageClass), np.bool_)
     leave_out[list(excluded)] = True
-    cells = _cells(vmcore.data_runs, max_mapnr)
+    cells = cells_of(vmcore.data_runs, max_mapnr)
     # Whole cells, so that no two of them share a byte.
-    dumpable = SharedBytes(-(-max_mapnr // _CELL_PFNS) * _CELL_PFNS // 8).array
+    dumpable = SharedBytes(-(-max_mapnr // CELL_PFNS) * CELL_PFNS // 8).array
     tallies = SharedBytes(len(cells) * _TALLY.itemsize).array.view(_TALLY)
 
-    def fill(number: int, found: StructPages | None, unreadable: bool) -> None:
-        start = int(cells[number]) * _CELL_PFNS
-        end = min(start + _CELL_PFNS, max_mapnr)
+    def fill(number: int, start: int, pieces: Iterator[Classes]) -> None:
         tally = np.zeros((), _TALLY)
-        kept = np.zeros(_CELL_PFNS, np.bool_)
-        own = np.zeros(_CELL_PFNS, np.bool_)
-        for pfn, classes, readable in page_classes(vmcore, found, start, end):
-            if unreadable or not readable:
+        kept = np.zeros(CELL_PFNS, np.bool_)
+        own = np.zeros(CELL_PFNS, np.bool_)
+        for pfn, classes, readable, _ in pieces:
+            if not readable:
                 # Better a dump too large than one that lacks the page that
                 # somebody needs.
                 tally["unreadable"] += len(classes)
@@ -276,30 +340,18 @@ def make_plan(vmcore: Vmcore, excluded: frozenset[PageClass], jobs: int = 1) -> 
             bits = np.packbits(kept, bitorder="little")
             dumpable[start // 8 : start // 8 + len(bits)] = bits
             tally["units"] = BITS_SET[bits].reshape(-1, UNIT_PFNS // 8).sum(axis=1)
-            own &= ~runs_mask(memmap, start, start + _CELL_PFNS)
+            own &= ~runs_mask(memmap, start, start + CELL_PFNS)
             tally["kernel"] = own.reshape(-1, UNIT_PFNS).sum(axis=1)
         tallies[number] = tally
 
-    with Progress("classifying pages", len(cells)) as progress:
-        failed = run(
-            len(cells),
-            lambda number: fill(number, struct_pages, False),
-            max(1, min(jobs, len(cells) // _CELLS_PER_WORKER)),
-            progress.update,
-        )
-    # Whoever was killed may have been killed for something else.
-    again = list(failed)
-    for index in run(
-        len(again), lambda n: fill(again[n], struct_pages, False), 1, lambda _: None
-    ):
-        fill(again[index], None, True)
+    visit_cells(vmcore, struct_pages, cells, max_mapnr, jobs, fill)
     if unreadable := int(tallies["unreadable"].sum()):
         warnings.append(
             f"struct pages of {unreadable} page frames cannot be read: all kept"
         )
     rows, columns = np.nonzero(tallies["units"])
     counts = tallies["units"][rows, columns].astype(np.int64)
-    starts = cells[rows] * _CELL_PFNS + columns * UNIT_PFNS
+    starts = cells[rows] * CELL_PFNS + columns * UNIT_PFNS
     urgency = -(-_SHARES * tallies["kernel"][rows, columns] // counts)
     numbers = starts // UNIT_PFNS
     for value, paddrs in ((_TABLE, _tables(vmcore)), (_IMAGE, _image(vmcore))):
@@ -344,15 +396,3 @@ def _memmap(vmcore: Vmcore, found: StructPages | None) -> list[Run]:
                 first = paddr // vmcore.page_size
                 runs.append(Run(first, first + length // vmcore.page_size))
     return merge_runs(runs)
-
-
-def _cells(runs: list[Run], max_mapnr: int) -> npt.NDArray[np.int64]:
-    """Numbers of the cells that have page frames with data."""
-    cells = [
-        np.arange(run.pfn // _CELL_PFNS, -(-end // _CELL_PFNS))
-        for run in runs
-        if run.pfn < (end := min(run.end_pfn, max_mapnr))
-    ]
-    numbers = np.concatenate(cells) if cells else np.empty(0, np.int64)
-    # Runs are in order. np.unique() would import numpy.ma, 6 ms.
-    return numbers[np.diff(numbers, prepend=-1) > 0]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import time
 
-from drgn_tools.text import binary_size
+from drgn_tools.text import binary_size, printable, styled
 
 _INTERVAL = 0.2
 _silent = False
@@ -16,6 +16,13 @@ def silence() -> None:
     """Show no progress from now on, on no terminal."""
     global _silent
     _silent = True
+
+
+def warn(text: str) -> None:
+    """One line on standard error, silent or not."""
+    if sys.stderr is not None:
+        label = styled("warning:", "yellow", sys.stderr)
+        print(f"{label} {printable(text)}", file=sys.stderr)
 
 
 class Progress:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import click
 
+from drgn_tools import options
 from drgn_tools.decoding import decoder
 from drgn_tools.text import printable
 
@@ -43,7 +44,8 @@ Without, the zones are found by their signatures.
     metavar="N",
     help="Which boot's function trace: 0 the newest, -1 the one before, or all.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@options.as_json
+@options.quiet
 def pstore(
     dump: str | None,
     raw: str | None,
@@ -51,6 +53,7 @@ def pstore(
     symbols: tuple[str, ...],
     boot: str,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Print what pstore kept: kernel logs, console, function trace, pmsg."""
     from drgn_tools.errors import DumpError

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Callable, NoReturn
 
 from drgn_tools.errors import STOP_SIGNALS, DumpError, Stopped
-from drgn_tools.text import printable
+from drgn_tools.text import printable, styled
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
@@ -22,10 +22,11 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     raise Stopped(signum)
 
 
-def complain(message: str) -> None:
+def complain(program: str, message: str) -> None:
     """One line on standard error, if that can be."""
+    name = styled(f"{program}:", "red", sys.stderr)
     with contextlib.suppress(OSError):
-        print(printable(message), file=sys.stderr)
+        print(name, printable(message), file=sys.stderr)
 
 
 def start(program: str, command: Callable[[], int]) -> NoReturn:
@@ -50,6 +51,9 @@ def _run(program: str, command: Callable[[], int]) -> int:
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # As under nohup.
             signal.signal(number, _stop)
+    if sys.stderr is None:
+        # Or what is meant for it would be printed to standard output.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names and logs may have any character.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -59,11 +63,11 @@ def _run(program: str, command: Callable[[], int]) -> int:
             sys.stdout.flush()
         return status
     except DumpError as error:
-        complain(f"{program}: {error}")
+        complain(program, str(error))
         return 1
     except Stopped as stopped:
         number = signal.Signals(stopped.signum)
-        complain(f"{program}: stopped by {number.name}")
+        complain(program, f"stopped by {number.name}")
         return 128 + number
     except BrokenPipeError:
         # Whoever read our output has enough of it.
@@ -71,7 +75,7 @@ def _run(program: str, command: Callable[[], int]) -> int:
         return 1
     except OSError as error:
         # With files, that is a DumpError.
-        complain(f"{program}: cannot print: {error.strerror}")
+        complain(program, f"cannot print: {error.strerror}")
         _discard_stdout()
         return 1
 

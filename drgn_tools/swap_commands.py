@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from drgn_tools import options
 from drgn_tools.decoding import decoder
-from drgn_tools.decoding import symbols as symbols_option
 from drgn_tools.text import printable
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class _Number(click.ParamType[int]):
 
 @click.command()
 @click.argument("dump")
-@symbols_option
+@options.symbols
 @click.option(
     "--pid", required=True, type=click.IntRange(1), metavar="N", help="The task."
 )
@@ -47,13 +47,12 @@ class _Number(click.ParamType[int]):
 @click.option(
     "--size", type=_Number(), metavar="N", help="So many bytes; by default, all."
 )
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    help="Write that memory to a sparse file, with holes for what cannot be had.",
+@options.output(
+    "Write that memory to a sparse file, with holes for what cannot be had."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@options.force
+@options.as_json
+@options.quiet
 def swap(
     dump: str,
     symbols: tuple[str, ...],
@@ -61,7 +60,9 @@ def swap(
     address: int | None,
     size: int | None,
     output: str | None,
+    force: bool,
     as_json: bool,
+    quiet: bool,
 ) -> int:
     """Print where a task's pages are, or write out what is in them."""
     from drgn_tools.errors import DumpError
@@ -72,20 +73,25 @@ def swap(
         raise click.UsageError("--output needs --address and --size")
     if output is not None and as_json:
         raise click.UsageError("one of --output and --json at a time")
-    if sys.stdout is None:
+    if force and output is None:
+        raise click.UsageError("--force needs --output")
+    if output is None and sys.stdout is None:
         raise DumpError("cannot print: standard output is closed")
     program = decoder("program")
     import drgn
 
     from drgn_tools import swap as helpers
+    from drgn_tools.output import check_target
     from drgn_tools.printing import one_line
 
+    if output is not None:
+        check_target(output, force, (dump,))
     prog = program.open_dump(dump, symbols)
     try:
         if output is not None:
             assert address is not None and size is not None
             task = helpers.find_task(prog, pid)
-            return _write(task, address, size, output)
+            return _write(task, address, size, output, quiet)
         if as_json:
             _print_json(helpers.find_task(prog, pid), address or 0, size)
         else:
@@ -111,7 +117,7 @@ def _print_json(task: Object, address: int, size: int | None) -> None:
     sys.stdout.write("\n")
 
 
-def _write(task: Object, address: int, size: int, path: str) -> int:
+def _write(task: Object, address: int, size: int, path: str, quiet: bool) -> int:
     from drgn_tools.output import files
     from drgn_tools.swap import as_range, joined, swap_pages
 
@@ -139,10 +145,7 @@ def _write(task: Object, address: int, size: int, path: str) -> int:
         print(printable(f"{where}: {one.kind}: {one.note}"), file=sys.stderr)
     if len(ranges) > _SHOWN:
         print(f"and {len(ranges) - _SHOWN} more", file=sys.stderr)
-    print(
-        printable(
-            f"{path}: {size} bytes, {written} pages written, {untouched} untouched, "
-            f"{missing} missing"
-        )
-    )
+    if not quiet:
+        pages = f"{written} pages written, {untouched} untouched, {missing} missing"
+        print(printable(f"{path}: {size} bytes, {pages}"), file=sys.stderr)
     return 1 if missing else 0

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from drgn_tools import options
 from drgn_tools.decoding import decoder
-from drgn_tools.decoding import symbols as symbols_option
 from drgn_tools.text import printable
 
 if TYPE_CHECKING:
@@ -24,19 +24,13 @@ _TEXTS = ("mm-stat", "io-stat", "bd-stat", "block-state")
 
 @click.command()
 @click.argument("dump")
-@symbols_option
+@options.symbols
 @click.option(
     "--device", metavar="NAME", help="Which one, zram0 for instance, if there are more."
 )
-@click.option(
-    "-o", "--export", metavar="IMAGE", help="Write the whole device to a sparse file."
-)
-@click.option(
-    "--jobs",
-    type=click.IntRange(1),
-    metavar="N",
-    help="How many processes write it; by default one for each CPU.",
-)
+@options.output("Write the whole device to a sparse file.")
+@options.force
+@options.jobs
 @click.option(
     "--stat",
     type=click.Choice(_TEXTS),
@@ -44,57 +38,67 @@ _TEXTS = ("mm-stat", "io-stat", "bd-stat", "block-state")
 )
 @click.option("--streams", is_flag=True, help="Print what each CPU compressed last.")
 @click.option("--pools", is_flag=True, help="Print the size classes of the memory.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@options.as_json
+@options.quiet
 def zram(
     dump: str,
     symbols: tuple[str, ...],
     device: str | None,
-    export: str | None,
+    output: str | None,
+    force: bool,
     jobs: int | None,
     stat: str | None,
     streams: bool,
     pools: bool,
     as_json: bool,
+    quiet: bool,
 ) -> int:
     """Print the zram devices of DUMP, or write out what is in one."""
     from drgn_tools.errors import DumpError
     from drgn_tools.printing import one_line
 
-    chosen = [export is not None, stat is not None, streams, pools, as_json]
+    chosen = [output is not None, stat is not None, streams, pools, as_json]
     if sum(chosen) > 1:
         raise click.UsageError(
-            "one of --export, --stat, --streams, --pools and --json at a time"
+            "one of --output, --stat, --streams, --pools and --json at a time"
         )
-    if jobs is not None and export is None:
-        raise click.UsageError("--jobs needs --export")
-    if sys.stdout is None:
+    if output is None and (jobs is not None or force):
+        raise click.UsageError("--jobs and --force need --output")
+    if output is None and sys.stdout is None:
         raise DumpError("cannot print: standard output is closed")
     program = decoder("program")
     import drgn
 
+    from drgn_tools import zram as helpers
+    from drgn_tools.output import check_target
+
+    if output is not None:
+        check_target(output, force, (dump,))
     prog = program.open_dump(dump, symbols)
     try:
-        return _run(prog, device, export, jobs, stat, streams, pools, as_json)
+        if output is not None:
+            check_target(output, force, (dump,))
+            found = helpers.find_zram(prog, device)
+            return _exported(
+                helpers.zram_export(found, output, jobs=jobs), output, quiet
+            )
+        _run(prog, device, stat, streams, pools, as_json)
     except (LookupError, ValueError, drgn.FaultError) as error:
         raise DumpError(one_line(error)) from None
+    return 0
 
 
 def _run(
     prog: Program,
     device: str | None,
-    export: str | None,
-    jobs: int | None,
     stat: str | None,
     streams: bool,
     pools: bool,
     as_json: bool,
-) -> int:
+) -> None:
     from drgn_tools import zram as helpers
 
     out = sys.stdout
-    if export is not None:
-        found = helpers.find_zram(prog, device)
-        return _exported(helpers.zram_export(found, export, jobs=jobs), export)
     if stat is not None:
         name = stat.replace("-", "_")
         getattr(helpers, f"zram_{name}")(prog, device, file=out)
@@ -106,14 +110,13 @@ def _run(
         _print_json(prog, device, out)
     else:
         helpers.zram_devices(prog, file=out)
-    return 0
 
 
 # What is missing, one line each; the rest is in --json's list.
 _SHOWN = 20
 
 
-def _exported(result: ZramExport, path: str) -> int:
+def _exported(result: ZramExport, path: str, quiet: bool) -> int:
     for found, what in ((result.doubtful, "doubtful"), (result.missing, "missing")):
         for page in found[:_SHOWN]:
             note = printable(f"page {page.index} is {what}: {page.note}")
@@ -121,12 +124,9 @@ def _exported(result: ZramExport, path: str) -> int:
         if len(found) > _SHOWN:
             print(f"and {len(found) - _SHOWN} more", file=sys.stderr)
     count = len(result.missing)
-    print(
-        printable(
-            f"{path}: {result.size} bytes, {result.pages} pages written, "
-            f"{count} missing"
-        )
-    )
+    if not quiet:
+        written = f"{result.size} bytes, {result.pages} pages written, {count} missing"
+        print(printable(f"{path}: {written}"), file=sys.stderr)
     return 1 if count else 0
 
 

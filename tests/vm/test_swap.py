@@ -146,8 +146,8 @@ def test_command(tmp_path: Path) -> None:
     target = tmp_path / "memory"
 
     done = run(guest, pid, "-o", str(target))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"{spec.held} pages written, 16 untouched, 0 missing" in done.stdout
+    assert (done.returncode, done.stdout) == (0, "")
+    assert f"{spec.held} pages written, 16 untouched, 0 missing" in done.stderr
     assert target.read_bytes() == b"".join(zram_guests.memory(spec, process.name))
     assert target.stat().st_mode & 0o777 == 0o600
 
@@ -211,5 +211,5 @@ def test_command_on_a_filtered_dump(tmp_path: Path) -> None:
         known[index] = bytes(PAGE)
     assert target.read_bytes() == b"".join(known)
     assert done.returncode == 1
-    assert f"16 untouched, {len(lost)} missing" in done.stdout
+    assert f"16 untouched, {len(lost)} missing" in done.stderr
     assert "excluded" in done.stderr

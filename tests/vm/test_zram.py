@@ -443,10 +443,12 @@ def test_command(case: Case, tmp_path: Path) -> None:
         said = run("--stat", stat, "--device", "zram1").stdout
         assert said == facts[f"zram1/{stat.replace('-', '_')}"].decode()
     image = tmp_path / "image"
-    assert "0 missing" in run("--device", "zram1", "-o", str(image)).stdout
+    assert "0 missing" in run("--device", "zram1", "-o", str(image)).stderr
     assert image.read_bytes() == b"".join(expected(1))
     (number, *_) = (n for n, d in enumerate(case.spec.devices) if d.writeback)
-    gone = run("--device", f"zram{number}", "-o", str(image), status=1)
+    there = run("--device", f"zram{number}", "-o", str(image), status=1)
+    assert there.stderr.endswith("exists (-f replaces it)\n")
+    gone = run("--device", f"zram{number}", "-f", "-o", str(image), status=1)
     assert "written back to /dev/" in gone.stderr
     told = json.loads(run("--json").stdout)["devices"]
     assert [device["name"] for device in told] == [f"zram{n}" for n in numbers(guest)]

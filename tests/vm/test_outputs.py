@@ -332,7 +332,7 @@ def check_incomplete(path: Path, expected: Path, wanted: npt.NDArray[np.bool_]) 
     assert not (there & ~wanted).any() and missing.any()
     report = verify(str(path), 2)
     assert (report.missing, report.damaged) == (missing.sum(), 0)
-    reader, at = Kdumpfile(path), physical(expected)
+    reader, at = drgns_kdumpfile(path), physical(expected)
     for pfn, count in runs(np.flatnonzero(there)):
         assert reader.read(pfn * PAGE, count * PAGE) == at(pfn, count)
     for pfn in np.flatnonzero(missing)[:: max(1, int(missing.sum()) // 500)]:

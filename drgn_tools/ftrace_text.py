@@ -45,7 +45,11 @@ from drgn_tools.ring_buffer import RingEvent, number
 Print = Callable[[RingEvent], str]
 
 #: What a record can make a function of it raise that trusts it.
-TORN = (struct.error, ValueError, IndexError, TypeError, OverflowError, KeyError)
+TORN = (
+    *(struct.error, ValueError, IndexError, TypeError, OverflowError, KeyError),
+    # Of a print format that has thousands of operators.
+    RecursionError,
+)
 _CACHE = 1 << 16
 
 

@@ -381,10 +381,8 @@ def read_page_tables(data: bytes) -> None:
 def read_mem_section(data: bytes) -> None:
     of = KernelMemory(data)
     kernel = Translator(of.info, of.read)
-    for max_pfn in (_MEMORY // PAGE, 1 << 40):
-        attempt(
-            lambda max_pfn=max_pfn: pages.mem_map(of.info, kernel.read, PAGE, max_pfn)  # type: ignore[misc]
-        )
+    runs = [(0, _MEMORY // PAGE), (1 << 22, 1 << 23), ((1 << 40) - 9, 1 << 40)]
+    pages.mem_map(of.info, kernel.read, PAGE, runs)
 
 
 def read_struct_pages(data: bytes) -> None:
@@ -444,7 +442,7 @@ def read_vmcoreinfo(data: bytes) -> None:
         raise MissingMemory(paddr)
 
     attempt(lambda: pages.page_layout(info))
-    attempt(lambda: pages.mem_map(info, missing, PAGE, 1 << 20))
+    attempt(lambda: pages.mem_map(info, missing, PAGE, [(0, 1 << 20)]))
     kernel: Any = attempt(lambda: Translator(info, missing))
     if kernel is not None:
         attempt(lambda: list(kernel_log.log_records(info, kernel)))

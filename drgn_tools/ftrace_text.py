@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from typing import Callable
 
 from drgn import FaultError, Object, PlatformFlags, Program
-from drgn.helpers.linux.cpumask import for_each_online_cpu
 
 from drgn_tools import print_fmt
+from drgn_tools.cpu_masks import for_each_online_cpu
 from drgn_tools.ftrace_memory import (
     Commands,
     TraceBuffer,

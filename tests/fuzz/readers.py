@@ -46,6 +46,7 @@ from drgn_tools.translate import Translator
 from drgn_tools.vmcore import bitmap_runs, bitmap_slice, merge_runs, open_vmcore
 from drgn_tools.vmcoreinfo import Vmcoreinfo, if_sound
 from tests import hostile_streams, regions, synthetic
+from tests.fuzz import programs
 from tests.synthetic import MIB, PAGE
 from tests.test_print_fmt import FIELDS, Kernel
 
@@ -808,4 +809,10 @@ READERS: dict[str, Reader] = {
     "print formats": Reader(print_fmt_seeds, read_print_fmt, (Unsupported,)),
     "trace_printk": Reader(bprintf_seeds, read_bprintf, (ValueError,)),
     "symbols": Reader(symbol_seeds, read_symbols),
+    **{
+        name: Reader(
+            family.seeds, family.read, programs.ANSWERS, most=1 << 20, fixed=True
+        )
+        for name, family in programs.FAMILIES.items()
+    },
 }

@@ -641,7 +641,7 @@ def test_section_flags(flags: int, tmp_path: Path) -> None:
     write_elf(path, machine.loads(), machine.notes())
     with open_vmcore(str(path)) as vmcore:
         assert vmcore.vmcoreinfo is not None
-        sections = mem_map(vmcore.vmcoreinfo, vmcore.kernel.read, PAGE, vmcore.max_pfn)
+        sections = mem_map(vmcore.vmcoreinfo, vmcore.kernel.read, PAGE, vmcore.ram_runs)
         assert [section.pfn for section in sections] == [0, 4096]
         for section in sections:
             assert section.vaddr == machine.vmemmap + 64 * section.pfn

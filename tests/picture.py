@@ -31,8 +31,6 @@ class _Band(NamedTuple):
     y: int
     height: int
     address: int
-    pixels: npt.NDArray[np.uint8]
-    """The map's own, each square one pixel."""
 
 
 class Picture:
@@ -75,35 +73,35 @@ class Picture:
             kind, _, data = image.get("href", "").partition(",")
             assert kind == "data:image/png;base64"
             y = int(image.get("y", ""))
-            self.bands.append(
-                _Band(
-                    int(image.get("x", "")),
-                    y,
-                    int(image.get("height", "")),
-                    self.scale[y],
-                    _pixels(base64.b64decode(data)),
-                )
-            )
+            x, height = int(image.get("x", "")), int(image.get("height", ""))
+            self.bands.append(_Band(x, y, height, self.scale[y]))
+            inner = _pixels(base64.b64decode(data))
+            inner = inner.repeat(self.side, axis=0).repeat(self.side, axis=1)
+            drawn = self.png[y : y + height, x : x + _WIDTH]
+            assert (drawn == inner).all(), "PNG and SVG show the same"
 
-    def at(self, paddr: int) -> str:
-        """The colour where an address is, by the PNG; empty where no row has it."""
+    def kinds(self, paddrs: npt.NDArray[np.int64]) -> list[str]:
+        """What the legend says of the places of addresses; empty where no row is."""
+        colours = np.full((len(paddrs), 3), 255, np.uint8)
+        for band in self.bands:
+            rows, within = np.divmod(paddrs - band.address, self.row)
+            columns, lines = np.divmod(within // self.square, _ROW // self.side)
+            here = (rows >= 0) & (rows < band.height // _ROW)
+            x = band.x + columns[here] * self.side
+            y = band.y + rows[here] * _ROW + lines[here] * self.side
+            colours[here] = self.png[y, x]
+        return [self.legend.get(f"#{c.tobytes().hex()}", "") for c in colours]
+
+    def colour(self, paddr: int) -> str:
+        """The colour of one place; empty where no row is."""
         for band in self.bands:
             row, within = divmod(paddr - band.address, self.row)
             if 0 <= row < band.height // _ROW:
                 column, line = divmod(within // self.square, _ROW // self.side)
-                x = band.x + column * self.side
                 y = band.y + row * _ROW + line * self.side
-                square = self.png[y : y + self.side, x : x + self.side].reshape(-1, 3)
-                assert (square == square[0]).all(), "a square has one colour"
-                inner = band.pixels[(y - band.y) // self.side, column]
-                assert (inner == square[0]).all(), "PNG and SVG show the same"
-                colour: bytes = square[0].tobytes()
-                return f"#{colour.hex()}"
+                pixel: bytes = self.png[y, band.x + column * self.side].tobytes()
+                return f"#{pixel.hex()}"
         return ""
-
-    def kind(self, paddr: int) -> str:
-        """What the legend says of that colour."""
-        return self.legend.get(self.at(paddr), "")
 
 
 def _pixels(png: bytes) -> npt.NDArray[np.uint8]:

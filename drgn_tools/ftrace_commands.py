@@ -20,7 +20,11 @@ Examples:
 @click.command(epilog=_EPILOG)
 @options.dump
 @options.symbols
-@options.output("Write a trace.dat for trace-cmd and KernelShark instead.")
+@options.output(
+    "Write a file for other tools instead, by its ending: .dat for trace-cmd and "
+    "KernelShark, .pftrace or .perfetto-trace for Perfetto.",
+    family="ftrace",
+)
 @options.force
 @click.option(
     "--instance",
@@ -65,6 +69,6 @@ def ftrace(
         symbols=symbols,
         instance=instance,
         cpu=cpu,
-        trace_dat=output,
+        output=output,
         force=force,
     )

@@ -47,6 +47,12 @@ Examples:
 @click.option("--samples", is_flag=True, help="Print each sample, too.")
 @click.option("--callgraph", is_flag=True, help="Print who called what, too.")
 @options.as_json
+@options.output(
+    "Write a file for other tools instead, by its ending: .folded for flame graphs, "
+    ".speedscope.json for speedscope, .pb.gz for pprof.",
+    family="oprofile",
+)
+@options.force
 @options.quiet
 def oprofile(
     dump: str,
@@ -56,6 +62,8 @@ def oprofile(
     samples: bool,
     callgraph: bool,
     as_json: bool,
+    output: str | None,
+    force: bool,
     quiet: bool,
 ) -> None:
     """Print what oprofile had sampled: where the time went.
@@ -75,7 +83,11 @@ def oprofile(
 
     if as_json and (samples or callgraph):
         raise click.UsageError("--json has everything, without --samples, --callgraph")
-    if sys.stdout is None:
+    if output is not None and (as_json or samples or callgraph):
+        raise click.UsageError("--output is without --json, --samples, --callgraph")
+    if force and output is None:
+        raise click.UsageError("--force needs --output")
+    if output is None and sys.stdout is None:
         raise DumpError("cannot print: standard output is closed")
     decoder("oprofile").print_dump(
         dump,
@@ -85,4 +97,6 @@ def oprofile(
         samples=samples,
         callgraph=callgraph,
         as_json=as_json,
+        output=output,
+        force=force,
     )

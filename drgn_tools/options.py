@@ -59,8 +59,25 @@ quiet: _Decorator = click.option(
 )
 
 
-def output(help: str, required: bool = False) -> _Decorator:
-    """``output``, None unless given: the file that is written."""
+def output(help: str, required: bool = False, family: str = "") -> _Decorator:
+    """
+    ``output``, None unless given: the file that is written.
+
+    :param family: of helpers, if the file's name has to end in one of theirs.
+    """
+
+    def check(
+        ctx: click.Context, param: click.Parameter, value: str | None
+    ) -> str | None:
+        if value is not None and family:
+            from drgn_tools.export.endings import format_of
+
+            try:
+                format_of(family, value)
+            except ValueError as error:
+                raise click.UsageError(f"--output: {error}", ctx) from None
+        return value
+
     return click.option(
         "-o",
         "--output",
@@ -68,6 +85,7 @@ def output(help: str, required: bool = False) -> _Decorator:
         metavar="FILE",
         required=required,
         help=help,
+        callback=check,
     )
 
 

@@ -19,7 +19,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("dump", type=click.Path())
+@options.dump
 @options.output("The page.  [default: report.html]")
 @options.force
 @options.symbols

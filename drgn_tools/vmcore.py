@@ -573,13 +573,13 @@ class _KdumpVmcore(Vmcore):
     ) -> None:
         super().__init__(path, fd, size, flat)
         block0 = self._pread(4096, 0)
-        block = kdump.block_size(block0)
-        header = kdump.unpack_headers(block0, self._pread(4096, block), size)
         # QEMU fills in nothing else of utsname.
-        machine = header.utsname[4]
+        machine = kdump.machine(block0)
         if machine not in (b"x86_64", b""):
             name = machine.decode(errors="replace")
             raise DumpError(f"a dump of {name}; only x86-64 dumps are known")
+        block = kdump.block_size(block0)
+        header = kdump.unpack_headers(block0, self._pread(4096, block), size)
         self.header = header
         self.page_size = header.block_size
         if header.size_note > _MAX_NOTES or header.size_vmcoreinfo > _MAX_VMCOREINFO:

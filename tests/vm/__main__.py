@@ -16,6 +16,7 @@ from . import (
     ftrace_guests,
     guest,
     kernels,
+    libkdumpfile,
     live_drgn,
     oprofile_guests,
     peers,
@@ -40,6 +41,9 @@ def _list(args: argparse.Namespace) -> int:
     for name in peers.PEERS:
         have = cache.find(f"peers/{name}")
         line("peer", name, have, cache.manifest(have)["version"] if have else "")
+    have = cache.find(libkdumpfile.NAME)
+    version = str(cache.manifest(have)["version"]) if have else ""
+    line("peer", libkdumpfile.PACKAGE, have, version)
     for spec in (*dumps.MATRIX, dumps.LARGE):
         have = dumps.cached(spec)
         line("dump", spec.name, have, str(have or ""))
@@ -88,6 +92,7 @@ def _build(args: argparse.Namespace) -> int:
 def _peers(args: argparse.Namespace) -> int:
     for name in peers.PEERS:
         print(f"{name}: {' '.join(peers.argv(name))}")
+    print(f"{libkdumpfile.PACKAGE}: {libkdumpfile.get().programs}")
     return 0
 
 
@@ -199,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "peers",
         _peers,
-        "get makedumpfile, crash and trace-cmd, and say how to run them",
+        "get makedumpfile, crash, trace-cmd and libkdumpfile, and say how to run them",
     )
     boot = add("boot", _boot, "a shell in a guest, or one command (after --)")
     machine(boot, True, 512)

@@ -16,6 +16,7 @@ from pathlib import Path
 import drgn
 import pytest
 
+from drgn_tools.export.trace_dat import event_format
 from drgn_tools.ftrace import (
     for_each_ftrace_buffer,
     for_each_ftrace_event,
@@ -25,7 +26,6 @@ from drgn_tools.ftrace import (
 from drgn_tools.ftrace_memory import Commands, TraceEvents, trace_buffers
 from drgn_tools.ftrace_text import Kernel, Printer
 from drgn_tools.ring_buffer import for_each_ring_buffer_event
-from drgn_tools.trace_dat import event_format
 from tests import command
 
 from . import ftrace_guests, kernels, live_drgn, peers, qemu

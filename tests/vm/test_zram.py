@@ -407,7 +407,7 @@ def test_an_image_has_every_page(dump: Dump, tmp_path: Path) -> None:
 
 def test_files_of_a_file_system(dump: Dump, tmp_path: Path) -> None:
     number = dump.guest.spec.files_device
-    image = tmp_path / "image"
+    image = tmp_path / "image.img"
     done = zram_export(find_zram(dump.prog, f"zram{number}"), str(image))
     assert not done.missing
     bench.run(["e2fsck", "-f", "-n", image])
@@ -442,7 +442,7 @@ def test_command(case: Case, tmp_path: Path) -> None:
     for stat in ("mm-stat", "block-state"):
         said = run("--stat", stat, "--device", "zram1").stdout
         assert said == facts[f"zram1/{stat.replace('-', '_')}"].decode()
-    image = tmp_path / "image"
+    image = tmp_path / "image.img"
     assert "0 missing" in run("--device", "zram1", "-o", str(image)).stderr
     assert image.read_bytes() == b"".join(expected(1))
     (number, *_) = (n for n, d in enumerate(case.spec.devices) if d.writeback)

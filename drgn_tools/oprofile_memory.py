@@ -36,6 +36,7 @@ from drgn.helpers.linux.percpu import per_cpu
 
 from drgn_tools.errors import DumpError
 from drgn_tools.kernel_symbols import kernel_symbols
+from drgn_tools.older_drgn import read_c_string
 from drgn_tools.oprofile_records import (
     KERNEL,
     UNKNOWN,
@@ -338,7 +339,7 @@ def read_stats(prog: Program) -> OprofileStats:
     cpu_type = ""
     if ops is not None:
         try:
-            raw = prog.read_c_string(ops.cpu_type.value_(), max_size=64)
+            raw = read_c_string(prog, ops.cpu_type.value_(), 64)
             cpu_type = raw.decode("ascii", "backslashreplace")
         except _NOT_THERE:
             pass
@@ -471,7 +472,7 @@ def _path(mount: Object, dentry: Object) -> str:
             dentry = whole.mnt_mountpoint
             mount = above if real is None else above.mnt.address_of_()
             continue
-        raw = prog.read_c_string(dentry.d_name.name.value_(), max_size=_MAX_NAME)
+        raw = read_c_string(prog, dentry.d_name.name.value_(), _MAX_NAME)
         parts.append(raw.decode("utf-8", "backslashreplace"))
         dentry = parent
     else:

@@ -514,8 +514,7 @@ def zram_devices(prog: Program, *, file: File | None = None) -> None:
     """
 
     def work(out: File) -> None:
-        from drgn.helpers.common.format import print_table
-
+        from drgn_tools.older_drgn import print_table
         from drgn_tools.text import binary_size, printable
 
         head = "NAME DISKSIZE ALGORITHM DATA COMPR USED RATIO SAME HUGE WRITTEN STREAMS"
@@ -546,7 +545,7 @@ def zram_devices(prog: Program, *, file: File | None = None) -> None:
         if len(rows) == 1:
             out.write("no zram devices\n")
         else:
-            print_table(rows, file=out)
+            print_table(rows, out)
 
     _print(prog, file, work)
 
@@ -633,8 +632,7 @@ def zram_streams(
     """
 
     def work(out: File) -> None:
-        from drgn.helpers.common.format import print_table
-
+        from drgn_tools.older_drgn import print_table
         from drgn_tools.text import printable
 
         head = "DEVICE CPU ALGORITHM STATE SIZE WRITER PAGE"
@@ -660,7 +658,7 @@ def zram_streams(
                         or "-",
                     ]
                 )
-        print_table(rows, file=out)
+        print_table(rows, out)
 
     _print(prog, file, work)
 
@@ -685,8 +683,7 @@ def zram_pools(
     """
 
     def work(out: File) -> None:
-        from drgn.helpers.common.format import print_table
-
+        from drgn_tools.older_drgn import print_table
         from drgn_tools.text import printable
         from drgn_tools.zram_table import where
         from drgn_tools.zsmalloc import zs_classes
@@ -713,6 +710,6 @@ def zram_pools(
                             class_.allocated // class_.objects * class_.pages,
                         ]
                     )
-        print_table(rows, file=out)
+        print_table(rows, out)
 
     _print(prog, file, work)

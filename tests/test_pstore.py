@@ -919,29 +919,6 @@ def test_cli_output_is_byte_for_byte() -> None:
 # drgn's own command, on a core of nothing but VMCOREINFO.
 
 
-def note(name: bytes, desc: bytes) -> bytes:
-    def padded(data: bytes) -> bytes:
-        return data + bytes(-len(data) % 4)
-
-    return struct.pack("<III", len(name), len(desc), 0) + padded(name) + padded(desc)
-
-
-@pytest.fixture
-def core(tmp_path: Path) -> Path:
-    text = b"OSRELEASE=6.1.0-test\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)="
-    text += b"ffffffff82a10000\nKERNELOFFSET=0\nNUMBER(phys_base)=0\n"
-    notes = note(b"VMCOREINFO\0", text)
-    head = struct.pack(
-        *("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 4, 62, 1, 0, 64, 0, 0, 64, 56, 1),
-        *(0, 0, 0),
-    )
-    offset = 120
-    head += struct.pack("<IIQQQQQQ", 4, 0, offset, 0, 0, len(notes), len(notes), 0)
-    path = tmp_path / "vmcore"
-    path.write_bytes(head + notes)
-    return path
-
-
 def drgn(core: Path, *arguments: str, stdin: str = "") -> command.Outcome:
     run = subprocess.run(
         [sys.executable, "-m", "drgn", "--quiet", "-c", core, *arguments],

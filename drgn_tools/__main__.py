@@ -12,8 +12,8 @@ import click
 from drgn_tools.errors import DumpError
 from drgn_tools.start import complain, start
 
-# Each command's module, imported when the command is used; as --help lists them.
-_GROUPS = {
+#: Each command's module, imported when the command is used; as --help lists them.
+GROUPS = {
     "Take a dump": {
         "extract": "drgn_tools.capture_commands",
         "verify": "drgn_tools.capture_commands",
@@ -33,7 +33,7 @@ _GROUPS = {
     },
 }
 _COMMANDS = {
-    name: module for group in _GROUPS.values() for name, module in group.items()
+    name: module for group in GROUPS.values() for name, module in group.items()
 }
 
 _EPILOG = """\b
@@ -80,7 +80,7 @@ class _LazyGroup(click.Group):
         self, ctx: click.Context, formatter: click.HelpFormatter
     ) -> None:
         width = max(map(len, _COMMANDS))
-        for title, names in _GROUPS.items():
+        for title, names in GROUPS.items():
             rows = []
             for name in names:
                 command = self.get_command(ctx, name)
@@ -129,12 +129,11 @@ def commands(ctx: click.Context) -> int:
 
     FILES
 
-    Shells complete commands, options and page classes with the files in
+    Shells complete commands, options, page classes and file names with the files in
     share/bash-completion/completions, share/zsh/site-functions and
-    share/fish/vendor_completions.d. Elsewhere, for bash (and likewise for zsh and
-    fish), in ~/.bashrc:
-
-        eval "$(_DRGN_TOOLS_COMPLETE=bash_source drgn-tools)"
+    share/fish/vendor_completions.d. In a checkout they are in contrib/completion: for
+    bash, source drgn-tools.bash in ~/.bashrc; for zsh, put _drgn-tools into a folder
+    of fpath; for fish, put drgn-tools.fish into ~/.config/fish/completions.
 
     SEE ALSO
 

@@ -12,7 +12,7 @@ for each 128 MiB.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from drgn_tools.plan import (
     StructPages,
     cells_of,
     find_struct_pages,
+    page_classes,
     visit_cells,
 )
 from drgn_tools.vmcore import Run, Vmcore, merge_runs, runs_mask
@@ -52,7 +53,7 @@ LABELS = (
     "hole",
 )
 # Squares of the grid: enough for a picture, and a page each for 2 GiB.
-_MAX_SQUARES = 1 << 19
+_MAX_SQUARES = 21 << 15
 # Zones that a cell may have pages of; nearly every one has one.
 _CELL_ZONES = 6
 
@@ -73,6 +74,14 @@ _TALLY = np.dtype(
         ("zone_pages", "<i4", (_CELL_ZONES, len(PageClass))),
     ]
 )
+
+
+class PageRun(NamedTuple):
+    """Consecutive page frames of one class."""
+
+    pfn: int
+    pages: int
+    page_class: PageClass
 
 
 class Total(NamedTuple):
@@ -109,12 +118,13 @@ class Grid(NamedTuple):
     where it ends. Where none is, there is no memory."""
     tiles: npt.NDArray[np.uint8]
     """A row for each of these: what is in each of its squares, one of the numbers
-    above. A square of several page frames is what most of them are, unless one of
-    them is poisoned. :data:`LEFT_OUT` is added where most of them have no data."""
+    above. A square of several page frames is what most of them are; a poisoned one
+    decides for all. :data:`LEFT_OUT` is added where most of them have no data, but
+    never to poisoned ones."""
 
     @property
     def tile_pfns(self) -> int:
-        return self.square_pfns * self.tiles.shape[1]
+        return self.square_pfns * int(self.tiles.shape[1])
 
 
 class PageMap(NamedTuple):
@@ -136,6 +146,9 @@ class PageMap(NamedTuple):
     """Why zones are told by address alone; empty if the kernel told them."""
     grid: Grid
     warnings: tuple[str, ...]
+    untyped: bool
+    """Pages do not tell page tables, zsmalloc and large kmalloc from kernel: before
+    Linux 6.12."""
 
     @property
     def pages(self) -> int:
@@ -208,8 +221,34 @@ def read_page_map(vmcore: Vmcore, jobs: int = 1) -> PageMap:
         sum(total.pages for total in classes) - zoned,
         zones.why,
         Grid(square, cells, tiles),
-        _warnings(vmcore, found, int(pages[PageClass.UNKNOWN])),
+        _warnings(vmcore, int(pages[PageClass.UNKNOWN])),
+        not found.layout.typed,
     )
+
+
+def page_runs(vmcore: Vmcore) -> Iterator[PageRun]:
+    """
+    All memory of a dump as runs, as long as they can be, in order.
+
+    :raises DumpError: if VMCOREINFO does not say enough to find struct pages.
+    """
+    found = find_struct_pages(vmcore)
+    last: PageRun | None = None
+    for pfn, classes, _, _ in page_classes(
+        vmcore, found, 0, vmcore.max_pfn, vmcore.ram_runs
+    ):
+        edges = np.flatnonzero(classes[1:] != classes[:-1]) + 1
+        starts = [0, *edges.tolist()]
+        for start, end in zip(starts, [*starts[1:], len(classes)]):
+            run = PageRun(pfn + start, end - start, PageClass(classes[start]))
+            if last and (last.pfn + last.pages, last.page_class) == (run.pfn, run[2]):
+                last = last._replace(pages=last.pages + run.pages)
+                continue
+            if last:
+                yield last
+            last = run
+    if last:
+        yield last
 
 
 def _count_zones(
@@ -227,11 +266,12 @@ def _count_zones(
         zone_pages += both.reshape(zone_pages.shape)
 
 
-def _tally(kinds: npt.NDArray[np.uint8], lacking: npt.NDArray[np.bool_]) -> np.void:
+def _tally(kinds: npt.NDArray[np.uint8], lacking: npt.NDArray[np.bool_]) -> Any:
     tally = np.zeros((), _TALLY)
     pages = np.bincount(kinds, minlength=_KINDS)
     tally["pages"] = pages
     tally["dumped"] = pages - np.bincount(kinds[lacking], minlength=_KINDS)
+    tally["dumped"][[RESERVED, HOLE]] = 0
     edges = np.flatnonzero(kinds[1:] != kinds[:-1]) + 1
     starts = np.concatenate(([0], edges))
     lengths = np.diff(starts, append=len(kinds))
@@ -262,6 +302,8 @@ def _squares(
         squares[known == 0] = HOLE
         squares[pages[:, PageClass.HWPOISON] > 0] = PageClass.HWPOISON
         left_out = lacking.reshape(count, pfns).sum(axis=1) * 2 > known
+    # What is poisoned is in no dump, and is to be seen.
+    left_out = left_out & (squares != PageClass.HWPOISON)
     return np.where(left_out, squares | np.uint8(LEFT_OUT), squares)
 
 
@@ -310,15 +352,10 @@ def _zone_maps(zones: Zones, tallies: npt.NDArray[np.void]) -> tuple[ZoneMap, ..
     )
 
 
-def _warnings(vmcore: Vmcore, found: StructPages, unknown: int) -> tuple[str, ...]:
+def _warnings(vmcore: Vmcore, unknown: int) -> tuple[str, ...]:
     warnings = []
     if vmcore.live:
         warnings.append("memory changed while it was read: pages may not fit together")
     if unknown:
         warnings.append(f"struct pages of {unknown} page frames cannot be read")
-    if not found.layout.typed:
-        warnings.append(
-            "this kernel's pages do not tell page tables, zsmalloc and large kmalloc "
-            "from kernel"
-        )
     return tuple(warnings)

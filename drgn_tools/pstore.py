@@ -316,8 +316,7 @@ def pstore_zones(prog: Program, *, file: _File | None = None) -> None:
     """
 
     def work(out: _File) -> None:
-        from drgn.helpers.common.format import CellFormat, print_table
-
+        from drgn_tools.older_drgn import print_table
         from drgn_tools.text import printable
 
         pstore = _read(prog)
@@ -332,7 +331,7 @@ def pstore_zones(prog: Program, *, file: _File | None = None) -> None:
                     printable(zone.label),
                     zone.kind,
                     zone.number,
-                    CellFormat(zone.address, "<#x"),
+                    f"{zone.address:#x}",
                     zone.size,
                     zone.buffer_size,
                     zone.start if seen else "-",
@@ -346,7 +345,7 @@ def pstore_zones(prog: Program, *, file: _File | None = None) -> None:
                 ]
             )
         if zones:
-            print_table(rows, file=out)
+            print_table(rows, out)
         else:
             out.write(f"backend {printable(pstore.backend)}: it has no zones\n")
         for text in _absences(_errors(zones), pstore.notes):
@@ -1302,6 +1301,7 @@ def print_dump(
     """
     from drgn_tools.output import check_target
     from drgn_tools.program import missing_symbols, open_dump
+    from drgn_tools.progress import printed
     from drgn_tools.pstore_memory import PstoreError, has_debug_info
 
     if output is not None:
@@ -1318,7 +1318,8 @@ def print_dump(
     if output is not None:
         pstore_export(prog, output, boot="all" if boot is None else boot, force=force)
         return
-    (_print_json if as_json else _print_all)(prog, pstore, boot, sys.stdout)
+    with printed() as out:
+        (_print_json if as_json else _print_all)(prog, pstore, boot, out)
 
 
 def _trace_if_any(prog: Program, pstore: pstore_memory.Pstore) -> _Trace | None:

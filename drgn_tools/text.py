@@ -18,6 +18,12 @@ def binary_size(size: int) -> str:
     return f"{size} bytes"
 
 
+def percent(part: int, whole: int) -> str:
+    """A share of something; 0 only if there is none of it."""
+    share = part / whole if whole else 0
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+
+
 def printable(text: str) -> str:
     """*text* on one line, with nothing in it that would drive a terminal."""
     return "".join(

@@ -38,13 +38,13 @@ _HELPERS = {
 # Those that print, or write a file, which are commands as well.
 _COMMANDS = (
     "ftrace_dump ftrace_export "
-    "oprofile_callgraph oprofile_event_buffer oprofile_report oprofile_samples "
-    "oprofile_stats "
+    "oprofile_callgraph oprofile_event_buffer oprofile_export oprofile_report "
+    "oprofile_samples oprofile_stats "
     "pages_image pages_summary "
-    "pstore_console pstore_dmesg pstore_ftrace pstore_pmsg pstore_zones "
+    "pstore_console pstore_dmesg pstore_export pstore_ftrace pstore_pmsg pstore_zones "
     "swap_where "
     "zram_bd_stat zram_block_state zram_devices zram_export zram_io_stat zram_mm_stat "
-    "zram_pools zram_streams"
+    "zram_pools zram_streams zram_table"
 )
 
 _MODULES = {

@@ -53,7 +53,7 @@ LABELS = (
     "hole",
 )
 # Squares of the grid: enough for a picture, and a page each for 2 GiB.
-_MAX_SQUARES = 1 << 19
+_MAX_SQUARES = 21 << 15
 # Zones that a cell may have pages of; nearly every one has one.
 _CELL_ZONES = 6
 

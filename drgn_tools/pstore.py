@@ -316,8 +316,7 @@ def pstore_zones(prog: Program, *, file: _File | None = None) -> None:
     """
 
     def work(out: _File) -> None:
-        from drgn.helpers.common.format import CellFormat, print_table
-
+        from drgn_tools.older_drgn import print_table
         from drgn_tools.text import printable
 
         pstore = _read(prog)
@@ -332,7 +331,7 @@ def pstore_zones(prog: Program, *, file: _File | None = None) -> None:
                     printable(zone.label),
                     zone.kind,
                     zone.number,
-                    CellFormat(zone.address, "<#x"),
+                    f"{zone.address:#x}",
                     zone.size,
                     zone.buffer_size,
                     zone.start if seen else "-",
@@ -346,7 +345,7 @@ def pstore_zones(prog: Program, *, file: _File | None = None) -> None:
                 ]
             )
         if zones:
-            print_table(rows, file=out)
+            print_table(rows, out)
         else:
             out.write(f"backend {printable(pstore.backend)}: it has no zones\n")
         for text in _absences(_errors(zones), pstore.notes):

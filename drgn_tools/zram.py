@@ -381,8 +381,7 @@ def zram_device(zram: Object) -> ZramDevice:
     :param zram: ``struct zram *``
     :raises LookupError: if this kernel's zram is not understood.
     """
-    from drgn.helpers.linux.cpumask import for_each_online_cpu
-
+    from drgn_tools.cpu_masks import for_each_online_cpu
     from drgn_tools.zram_pages import algorithm_names, backing_path
     from drgn_tools.zram_table import slot_count
     from drgn_tools.zram_text import counter, limit_pages, pool_pages
@@ -514,8 +513,7 @@ def zram_devices(prog: Program, *, file: File | None = None) -> None:
     """
 
     def work(out: File) -> None:
-        from drgn.helpers.common.format import print_table
-
+        from drgn_tools.older_drgn import print_table
         from drgn_tools.text import binary_size, printable
 
         head = "NAME DISKSIZE ALGORITHM DATA COMPR USED RATIO SAME HUGE WRITTEN STREAMS"
@@ -546,7 +544,7 @@ def zram_devices(prog: Program, *, file: File | None = None) -> None:
         if len(rows) == 1:
             out.write("no zram devices\n")
         else:
-            print_table(rows, file=out)
+            print_table(rows, out)
 
     _print(prog, file, work)
 
@@ -633,8 +631,7 @@ def zram_streams(
     """
 
     def work(out: File) -> None:
-        from drgn.helpers.common.format import print_table
-
+        from drgn_tools.older_drgn import print_table
         from drgn_tools.text import printable
 
         head = "DEVICE CPU ALGORITHM STATE SIZE WRITER PAGE"
@@ -660,7 +657,7 @@ def zram_streams(
                         or "-",
                     ]
                 )
-        print_table(rows, file=out)
+        print_table(rows, out)
 
     _print(prog, file, work)
 
@@ -685,8 +682,7 @@ def zram_pools(
     """
 
     def work(out: File) -> None:
-        from drgn.helpers.common.format import print_table
-
+        from drgn_tools.older_drgn import print_table
         from drgn_tools.text import printable
         from drgn_tools.zram_table import where
         from drgn_tools.zsmalloc import zs_classes
@@ -713,6 +709,6 @@ def zram_pools(
                             class_.allocated // class_.objects * class_.pages,
                         ]
                     )
-        print_table(rows, file=out)
+        print_table(rows, out)
 
     _print(prog, file, work)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from drgn import FaultError, Object, Program, TypeKind
 
 from drgn_tools.gather import Flags
+from drgn_tools.older_drgn import unaliased
 from drgn_tools.zram_pages import Reader, stored
 from drgn_tools.zram_table import (
     CHUNK,
@@ -118,7 +119,7 @@ def slots(reader: Reader) -> Iterator[tuple[object, ...]]:
 
 def _number(obj: Object) -> int:
     # Also of an atomic one.
-    if obj.type_.unaliased().kind == TypeKind.STRUCT:
+    if unaliased(obj.type_).kind == TypeKind.STRUCT:
         obj = obj.counter
     return int(obj.value_())
 

@@ -12,6 +12,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -220,3 +221,14 @@ def opened(path: Path, *, dark: bool = False, width: int = 1300) -> Iterator[Pag
             process.wait()
             os.close(asking)
             os.close(answers)
+
+
+def main(source: str, target: str) -> None:
+    """Write a page's first screen as a PNG, as for docs/report.md."""
+    with opened(Path(source).absolute(), width=1200) as page:
+        page.resize(1200, 760)
+        page.picture(Path(target))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -15,9 +15,6 @@ import drgn
 import pytest
 
 from .command import ROOT, environment
-from .test_pstore import core
-
-__all__ = ["core"]
 
 MODULES = ("block", "corelens", "logging", "mm", "module", "table", "util", "workqueue")
 HOOK = "import sys\n\ndef drgn_prog_set(prog):\n    print('theirs', file=sys.stderr)\n"

@@ -269,7 +269,7 @@ def test_zram_without_the_modules_symbols_is_missing() -> None:
     guest = zram_guests.get(spec)
     page = seen(guest.dump("vmcore"), [guest.kernel.vmlinux])
     assert page.statuses()["zram"] == "missing"
-    assert "symbols of zram.ko" in page.text("missing")
+    assert "name zram.ko and zsmalloc.ko" in page.text("missing")
 
 
 def test_flame_graph_has_the_tasks_that_were_busy() -> None:

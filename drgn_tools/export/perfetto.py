@@ -36,7 +36,7 @@ _Key = TypeVar("_Key")
 # How much of what comes again is kept.
 _KEPT = 1 << 16
 # Numbers of up to 14 bits, and the low 14 bits of one whose others follow.
-_LENGTHS = [varint(number_) for number_ in range(1 << 14)]
+_SMALL = [varint(number_) for number_ in range(1 << 14)]
 _LOW = [bytes((low & 0x7F | 0x80, low >> 7 | 0x80)) for low in range(1 << 14)]
 
 
@@ -135,12 +135,13 @@ class Sequence:
                 upper = time >> 14
                 high = varint(upper)
             size = len(head) + len(notes)
-            length = _LENGTHS[size] if size < 1 << 14 else varint(size)
+            length = _SMALL[size] if size < 1 << 14 else varint(size)
+            when = _LOW[time & 0x3FFF] + high if upper else _SMALL[time]
             # Of all that follows the length.
-            size += 3 + len(high) + len(fixed) + len(length)
+            size += 1 + len(when) + len(fixed) + len(length)
             chunk += b"\x0a"
-            chunk += _LENGTHS[size] if size < 1 << 14 else varint(size)
-            chunk += b"\x40" + _LOW[time & 0x3FFF] + high
+            chunk += _SMALL[size] if size < 1 << 14 else varint(size)
+            chunk += b"\x40" + when
             chunk += fixed + length + head + notes
             if len(chunk) >= _CHUNK:
                 yield bytes(chunk)

@@ -55,6 +55,7 @@ class _LazyGroup(click.Group):
         try:
             command: click.Command = getattr(importlib.import_module(module), cmd_name)
         except ModuleNotFoundError as error:
+            # A folder for a capture kernel lacks what needs drgn.
             if error.name != module:
                 raise
             return None

@@ -23,27 +23,28 @@ if TYPE_CHECKING:
 _HELPERS = {
     "ftrace": "for_each_ftrace_buffer for_each_ftrace_event ftrace_dump ftrace_export",
     "oprofile": "for_each_oprofile_sample get_oprofile_stats oprofile_callgraph "
-    "oprofile_event_buffer oprofile_report oprofile_samples oprofile_stats",
+    "oprofile_event_buffer oprofile_export oprofile_report oprofile_samples "
+    "oprofile_stats",
     "page_helpers": "for_each_page_run pages_image pages_map pages_summary",
     "pstore": "for_each_pstore_ftrace for_each_pstore_record for_each_pstore_zone "
-    "pstore_console pstore_dmesg pstore_ftrace pstore_pmsg pstore_zones",
+    "pstore_console pstore_dmesg pstore_export pstore_ftrace pstore_pmsg pstore_zones",
     "swap": "swap_map swap_pages swap_read swap_where",
     "zram": "find_zram for_each_zram for_each_zram_orphan for_each_zram_slot "
     "for_each_zram_stream zram_bd_stat zram_block_state zram_device zram_devices "
     "zram_export zram_io_stat zram_mm_stat zram_of_disk zram_pools zram_read "
-    "zram_read_many zram_streams",
+    "zram_read_many zram_streams zram_table",
 }
 
 # Those that print, or write a file, which are commands as well.
 _COMMANDS = (
     "ftrace_dump ftrace_export "
-    "oprofile_callgraph oprofile_event_buffer oprofile_report oprofile_samples "
-    "oprofile_stats "
+    "oprofile_callgraph oprofile_event_buffer oprofile_export oprofile_report "
+    "oprofile_samples oprofile_stats "
     "pages_image pages_summary "
-    "pstore_console pstore_dmesg pstore_ftrace pstore_pmsg pstore_zones "
+    "pstore_console pstore_dmesg pstore_export pstore_ftrace pstore_pmsg pstore_zones "
     "swap_where "
     "zram_bd_stat zram_block_state zram_devices zram_export zram_io_stat zram_mm_stat "
-    "zram_pools zram_streams"
+    "zram_pools zram_streams zram_table"
 )
 
 _MODULES = {

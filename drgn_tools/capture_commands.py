@@ -17,19 +17,35 @@ if TYPE_CHECKING:
     from drgn_tools.extract import Summary
     from drgn_tools.pages import PageClass
 
-_EPILOG = """\b
+# As pages.PageClass has them, which takes a while to import.
+_CLASSES = (
+    *("kernel", "slab", "page-table", "zsmalloc", "large-kmalloc", "cache"),
+    *("cache-private", "anon", "hugetlb", "free", "unaccepted", "zero", "unknown"),
+)
+_CODECS = ("zlib", "lzo", "snappy", "zstd", "none")
+
+_EXTRACT_EPILOG = f"""\b
 -d adds up what to leave out:
   1 zero pages, 2 page cache, 4 page cache with private data,
   8 user memory, 16 free pages
-Classes: kernel, slab, page-table, zsmalloc, large-kmalloc, cache,
-  cache-private, anon, hugetlb, free, unaccepted, zero, unknown
-Offline and poisoned pages are never read.
+
+\b
+Classes, for --exclude and --keep:
+  {", ".join(_CLASSES[:6])},
+  {", ".join(_CLASSES[6:])}
+
+\b
+Examples:
+  drgn-tools extract /proc/vmcore /var/crash/vmcore.kdump
+  drgn-tools extract --dry-run vmcore
+  drgn-tools extract -d 31 --keep cache vmcore dump
+  drgn-tools extract /proc/vmcore | ssh host 'drgn-makedumpfile -R dump'
 """
 
 
-@click.command(epilog=_EPILOG)
-@click.argument("vmcore")
-@click.argument("outputs", nargs=-1, metavar="[OUTPUT]")
+@click.command(epilog=_EXTRACT_EPILOG)
+@click.argument("vmcore", type=click.Path())
+@click.argument("outputs", nargs=-1, metavar="[OUTPUT]", type=click.Path())
 @click.option(
     "-d",
     "dump_levels",
@@ -47,10 +63,21 @@ Offline and poisoned pages are never read.
     "--compress",
     "codec_name",
     metavar="NAME[:LEVEL]",
+    shell_complete=options.one_of(_CODECS),
     help="Codec and its level, or none.  [default: zstd]",
 )
-@click.option("--exclude", metavar="CLASS,…", help="Leave out these classes too.")
-@click.option("--keep", metavar="CLASS,…", help="Keep these classes after all.")
+@click.option(
+    "--exclude",
+    metavar="CLASS,…",
+    shell_complete=options.some_of(_CLASSES),
+    help="Leave out these classes too.",
+)
+@click.option(
+    "--keep",
+    metavar="CLASS,…",
+    shell_complete=options.some_of(_CLASSES),
+    help="Keep these classes after all.",
+)
 @click.option("-E", "elf", is_flag=True, help="Write an ELF core, for gdb.")
 @click.option("-F", "flatten", is_flag=True, help="Write a stream to standard output.")
 @click.option("--split", is_flag=True, help="Share the dump among several OUTPUTs.")
@@ -61,7 +88,13 @@ Offline and poisoned pages are never read.
     metavar="BYTES",
     help="No OUTPUT is to be larger.",
 )
-@click.option("-i", "vmcoreinfo", metavar="FILE", help="Text to go by as VMCOREINFO.")
+@click.option(
+    "-i",
+    "vmcoreinfo",
+    type=click.Path(),
+    metavar="FILE",
+    help="Text to go by as VMCOREINFO.",
+)
 @options.jobs
 @click.option(
     "--partial", is_flag=True, help="Take what is there of a cut-short VMCORE."
@@ -104,6 +137,36 @@ def extract(
     kdump-compressed file to filter further. OUTPUT is kdump-compressed, for
     crash and drgn. Without OUTPUT, a stream goes to standard output, which
     drgn-makedumpfile -R turns into a dump.
+
+    \f
+    What a page is used for follows from VMCOREINFO; no debugging symbols are needed.
+    Without a note of it in VMCORE, and without -i, the kernel's own copy is looked
+    for in memory. A flattened file is read as it is.
+
+    OUTPUT has mode 0600, and appears under its name only when it is written and on
+    the disk. With -E it is an ELF core, in which pages that are left out read as
+    zeros.
+
+    --compress takes levels: 1 to 12 for zlib, 1 to 9 for lzo, -7 to 19 for zstd. The
+    level is 1 if not given; for zlib 2 where many pages are the kernel's own.
+
+    page-table, zsmalloc and large-kmalloc are told from kernel on Linux 6.12 and
+    later. Offline and poisoned pages are never read.
+
+    A summary goes to standard error: how many pages of each class there were and are
+    kept. With --json it is one JSON object on standard output instead.
+
+    EXIT STATUS
+
+    0 if all went well, 1 if the command failed or if pages are missing, 2 if it was
+    used wrongly, 128 and the number of a signal that stopped it. A failure is one
+    line on standard error and leaves nothing behind. Pages that could not be read, or
+    for which there was no room or, after SIGTERM, no time, are missing in OUTPUT,
+    which is marked incomplete and kept.
+
+    SEE ALSO
+
+    drgn-makedumpfile(1), drgn-tools(1), drgn-tools-verify(1), makedumpfile(8)
     """
     # What it makes are arrays and pages: nothing that needs a search for cycles.
     gc.disable()
@@ -292,12 +355,24 @@ def _print_json(
     print(json.dumps(told))
 
 
-@click.command()
-@click.argument("dump")
+@click.command(
+    epilog="""\b
+Examples:
+  drgn-tools info vmcore
+  drgn-tools info --json vmcore | jq -r .panic
+"""
+)
+@options.dump
 @options.as_json
 @options.quiet
 def info(dump: str, as_json: bool, quiet: bool) -> None:
-    """Say what DUMP is: kernel, crash time, memory, filtering, panic."""
+    """Say what DUMP is: kernel, crash time, memory, panic.
+
+    The panic is the line of the kernel log that tells why the kernel died.
+
+    \f
+    No debugging symbols are needed. A single part of a split dump will do.
+    """
     from drgn_tools.info import as_text, read_info
     from drgn_tools.text import printable, styled
 
@@ -314,8 +389,14 @@ def info(dump: str, as_json: bool, quiet: bool) -> None:
         print(f"{label + ':':<13}{value}")
 
 
-@click.command()
-@click.argument("dump")
+@click.command(
+    epilog="""\b
+Examples:
+  drgn-tools dmesg vmcore | less
+  drgn-tools dmesg /proc/vmcore -o /var/crash/vmcore-dmesg.txt
+"""
+)
+@options.dump
 @click.option(
     "--partial", is_flag=True, help="Only what came since the log was last cleared."
 )
@@ -325,7 +406,30 @@ def info(dump: str, as_json: bool, quiet: bool) -> None:
 def dmesg(
     dump: str, partial: bool, output: str | None, force: bool, quiet: bool
 ) -> None:
-    """Print the kernel log of DUMP, as makedumpfile --dump-dmesg has it."""
+    """Print the kernel log of DUMP.
+
+    It is what makedumpfile --dump-dmesg writes.
+
+    \f
+    Where the log is follows from VMCOREINFO; no debugging symbols are needed.
+
+    Each record starts with its time in seconds since boot and, where the kernel keeps
+    it, T and the thread or C and the CPU that it came from. The other lines of a
+    record are indented. Bytes that are neither printable ASCII nor white space are
+    escaped as \\x and hexadecimal digits: two of them, and ffffff in front from 80 on.
+
+    If the kernel does not say when the log was last cleared, --partial prints all.
+
+    EXIT STATUS
+
+    0 if all went well, 1 if the command failed or if the log is not whole, 2 if it was
+    used wrongly. A failure is one line on standard error. The records that can be read
+    are printed all the same.
+
+    SEE ALSO
+
+    dmesg(1), drgn-tools(1), makedumpfile(8)
+    """
     from drgn_tools.errors import DumpError
     from drgn_tools.kernel_log import dump_log
     from drgn_tools.output import check_target, files
@@ -354,13 +458,43 @@ def dmesg(
         raise DumpError(f"{dump}: the log is incomplete: {'; '.join(faults)}")
 
 
-@click.command()
-@click.argument("dump")
+@click.command(
+    epilog="""\b
+Examples:
+  drgn-tools verify vmcore.kdump && rm /var/crash/vmcore
+"""
+)
+@options.dump
 @options.jobs
 @options.as_json
 @options.quiet
 def verify(dump: str, jobs: int | None, as_json: bool, quiet: bool) -> int:
-    """Read all of DUMP and say what is missing, damaged or inconsistent."""
+    """Read all of DUMP and say what is missing, damaged or wrong.
+
+    The last line is the verdict, and so is the exit status.
+
+    \f
+    DUMP is an ELF core, a kdump-compressed file or one part of a split one, whoever
+    wrote it. Whatever is in the file twice must agree, what no writer uses must be
+    zero, each page must be there and decompress, and no two pages may overlap.
+
+    Counts come first, then one line per finding, at most 20 of a kind, and the
+    verdict. With -q, a sound dump is one line.
+
+    A file may end with a table of checksums, which other readers ignore. Then every
+    changed bit is found. Without the table, page data that is not compressed with
+    zlib is only known to decompress, and a note says so.
+
+    EXIT STATUS
+
+    0 if the dump is sound, 1 if anything is damaged, inconsistent or missing or if it
+    cannot be opened, 2 if the command was used wrongly. An incomplete dump is not
+    sound: its missing pages are counted.
+
+    SEE ALSO
+
+    drgn-tools(1), drgn-tools-extract(1)
+    """
     from drgn_tools.text import printable, styled
     from drgn_tools.verify import verify
 

@@ -4,15 +4,16 @@ Function and Event Tracing
 --------------------------
 
 The ``drgn_tools.ftrace`` module provides helpers for the kernel's trace buffers: what
-the ``trace`` files of tracefs would show, of a dump or a live kernel, and a
-``trace.dat`` of it that trace-cmd and KernelShark read. Reading consumes nothing.
+the ``trace`` files of tracefs would show, of a dump or a live kernel, and files of it
+that trace-cmd, KernelShark and Perfetto read. Reading consumes nothing.
 
 The printing helpers' names need no import in ``drgn -e`` and in interactive sessions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
@@ -22,6 +23,7 @@ from drgn.helpers.common.prog import takes_program_or_default
 from drgn_tools.printing import one_line, printing, say
 
 if TYPE_CHECKING:
+    from drgn_tools.export import trace_dat
     from drgn_tools.ftrace_memory import Commands, TraceBuffer, TraceEvents
     from drgn_tools.ftrace_text import Kernel, Printer
     from drgn_tools.printing import File
@@ -187,6 +189,7 @@ def for_each_ftrace_event(
     *,
     read: bool = False,
     uncommitted: bool = False,
+    last: int | None = None,
     note: Callable[[str], object] | None = None,
 ) -> Iterator[FtraceEvent]:
     """
@@ -196,6 +199,7 @@ def for_each_ftrace_event(
     :param cpu: Of this one only.
     :param read: Also those that were read and are still there.
     :param uncommitted: Also those that were being written.
+    :param last: Of each buffer only so many, the newest ones.
     :param note: Called with what is missing or torn, a line each.
     :raises DumpError: if this kernel has no trace, or it cannot be found.
     """
@@ -213,7 +217,10 @@ def for_each_ftrace_event(
             read=read,
             uncommitted=uncommitted,
         )
-        for event in merge(*streams.values(), key=attrgetter("time")):
+        events: Iterable[RingEvent] = merge(*streams.values(), key=attrgetter("time"))
+        if last is not None:
+            events = deque(events, last)
+        for event in events:
             known = printer.event_of(event.data)
             if known is None and event.state == "read":
                 # What is left of an older event, or nothing at all.
@@ -317,28 +324,82 @@ def _print_buffer(
 @takes_program_or_default
 def ftrace_export(prog: Program, path: str, *, force: bool = False) -> None:
     """
-    Write the trace buffers into a ``trace.dat`` for trace-cmd and KernelShark.
+    Write the trace buffers for other tools.
 
-    :param path: Of the file, which appears when all has been written.
+    :param path: Of the file, which appears when all has been written. What it ends in
+        says what it is: ``.dat`` for trace-cmd and KernelShark, ``.pftrace`` or
+        ``.perfetto-trace`` for Perfetto.
     :param force: It may replace a file.
     :raises DumpError: if this kernel has no trace, it cannot be found, or the file
         cannot be written.
+    :raises ValueError: if the file's name ends in something else.
     """
-    _checked(lambda: _export(prog, path, force))
+    from drgn_tools.export.endings import format_of
+
+    kind = format_of("ftrace", path)
+    _checked(lambda: _export(prog, path, kind, force))
 
 
-def _export(prog: Program, path: str, force: bool) -> None:
+def _export(prog: Program, path: str, kind: str, force: bool) -> None:
     from drgn_tools.output import check_target
-    from drgn_tools.trace_dat import write_trace_dat
 
     check_target(path, force)
     notes = _Notes()
-    buffers = _chosen(prog, None)
     reader = _Reader(prog)
-    streams = [(buffer, _cpu_streams(buffer, None, notes)) for buffer in buffers]
-    write_trace_dat(path, reader.kernel, reader.events, reader.commands, streams)
+    streams = [
+        (buffer, _cpu_streams(buffer, None, notes)) for buffer in _chosen(prog, None)
+    ]
+    if kind == "perfetto":
+        from drgn_tools.ftrace_perfetto import Source, perfetto_trace
+        from drgn_tools.output import write_file
+
+        sources = [Source(b, reader.printer(b), cpus) for b, cpus in streams]
+        write_file(path, perfetto_trace(sources))
+    else:
+        from drgn_tools.export.trace_dat import write_trace_dat
+
+        buffers = [_trace_dat_buffer(buffer, cpus) for buffer, cpus in streams]
+        write_trace_dat(path, _trace_dat_kernel(reader), buffers)
     for text, count in notes.texts.items():
         say("ftrace", text + (f" ({count} times)" if count > 1 else ""))
+
+
+def _trace_dat_buffer(
+    buffer: TraceBuffer, cpus: dict[int, Iterator[RingEvent]]
+) -> trace_dat.Buffer:
+    from drgn_tools.export.trace_dat import Buffer
+    from drgn_tools.ring_buffer import ring_buffer_stats
+
+    sizes = [ring_buffer_stats(buffer.buffer, cpu).subbuf_size for cpu in cpus]
+    return Buffer(buffer.name, buffer.clock, max(sizes, default=0), cpus)
+
+
+def _trace_dat_kernel(reader: _Reader) -> trace_dat.Kernel:
+    from drgn_tools.export.trace_dat import Kernel
+
+    kernel = reader.kernel
+    return Kernel(
+        kernel.little,
+        kernel.word,
+        _uname(reader.prog),
+        reader.events.common,
+        reader.events.get,
+        kernel.string,
+        kernel.symbols,
+        reader.commands.known,
+    )
+
+
+def _uname(prog: Program) -> str:
+    try:
+        name = prog["init_uts_ns"].name
+        parts = [
+            member.string_().decode("utf-8", "backslashreplace")
+            for member in (name.sysname, name.nodename, name.release, name.machine)
+        ]
+    except (LookupError, FaultError):
+        return ""
+    return " ".join(parts)
 
 
 def print_dump(
@@ -347,23 +408,27 @@ def print_dump(
     instance: str | None = None,
     cpu: int | None = None,
     symbols: tuple[str, ...] = (),
-    trace_dat: str | None = None,
+    output: str | None = None,
     force: bool = False,
 ) -> None:
     """
     Print the trace buffers of a dump, as ``drgn-tools ftrace DUMP`` does.
 
     :param symbols: Files with debugging symbols.
-    :param trace_dat: Write this file instead.
+    :param output: Write this file instead: see :func:`ftrace_export()`.
     :param force: It may replace a file.
     :raises DumpError: if the dump cannot be read or has no trace.
     """
-    import sys
+    from drgn_tools.output import check_target
+    from drgn_tools.program import open_dump, require_symbols
+    from drgn_tools.progress import printed
 
-    from drgn_tools.program import open_dump
-
+    if output is not None:
+        check_target(output, force, (dump,))
     prog = open_dump(dump, symbols)
-    if trace_dat is not None:
-        ftrace_export(prog, trace_dat, force=force)
+    require_symbols(prog, dump, "ftrace")
+    if output is not None:
+        ftrace_export(prog, output, force=force)
     else:
-        ftrace_dump(prog, instance, cpu, file=sys.stdout)
+        with printed() as out:
+            ftrace_dump(prog, instance, cpu, file=out)

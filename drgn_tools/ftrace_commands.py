@@ -10,11 +10,21 @@ import click
 from drgn_tools import options
 from drgn_tools.decoding import decoder
 
+_EPILOG = """\b
+Examples:
+  drgn-tools ftrace vmcore | less
+  drgn-tools ftrace vmcore -o trace.dat && trace-cmd report trace.dat
+"""
 
-@click.command()
-@click.argument("dump")
+
+@click.command(epilog=_EPILOG)
+@options.dump
 @options.symbols
-@options.output("Write a trace.dat for trace-cmd and KernelShark instead.")
+@options.output(
+    "Write a file for other tools instead, by its ending: .dat for trace-cmd and "
+    "KernelShark, .pftrace or .perfetto-trace for Perfetto.",
+    family="ftrace",
+)
 @options.force
 @click.option(
     "--instance",
@@ -32,7 +42,20 @@ def ftrace(
     cpu: int | None,
     quiet: bool,
 ) -> None:
-    """Print the kernel's trace buffers as the trace file of tracefs shows them."""
+    """Print the trace buffers, or write them for trace-cmd.
+
+    They are printed as the trace file of tracefs shows them. Debugging symbols of the
+    kernel are needed.
+
+    \f
+    That is what /sys/kernel/tracing/trace would have shown when the dump was taken,
+    and after it the buffer of each instance. What is missing, torn or shown otherwise
+    than the kernel does is said on standard error.
+
+    SEE ALSO
+
+    drgn(1), drgn-tools(1), trace-cmd-report(1)
+    """
     from drgn_tools.errors import DumpError
 
     if output is not None and (instance is not None or cpu is not None):
@@ -46,6 +69,6 @@ def ftrace(
         symbols=symbols,
         instance=instance,
         cpu=cpu,
-        trace_dat=output,
+        output=output,
         force=force,
     )

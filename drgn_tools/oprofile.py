@@ -12,8 +12,8 @@ The printing helpers' names need no import in ``drgn -e`` and in interactive ses
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Union
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Union
 
 from drgn import FaultError, Program
 from drgn.helpers.common.prog import takes_program_or_default
@@ -30,6 +30,7 @@ __all__ = (
     "get_oprofile_stats",
     "oprofile_callgraph",
     "oprofile_event_buffer",
+    "oprofile_export",
     "oprofile_report",
     "oprofile_samples",
     "oprofile_stats",
@@ -267,6 +268,7 @@ def for_each_oprofile_sample(
     read: bool = False,
     uncommitted: bool = False,
     sysroot: str | None = None,
+    note: Callable[[str], object] | None = None,
 ) -> Iterator[OprofileSample]:
     """
     Iterate over the samples that nobody has read: those of the event buffer, then
@@ -282,10 +284,15 @@ def for_each_oprofile_sample(
     :param uncommitted: Also samples that were being written.
     :param sysroot: Folder that has the target's programs at their paths, for names of
         functions in them.
+    :param note: Called at the end with what is missing or torn, a line each.
     :raises DumpError: if this kernel has no oprofile or nobody has opened its buffer.
     :raises ValueError: if *source* is none of these.
     """
-    return _Profile(prog, sysroot).samples(cpu, source, read, uncommitted)
+    profile = _Profile(prog, sysroot)
+    yield from profile.samples(cpu, source, read, uncommitted)
+    if note is not None:
+        for line in profile.notes.lines():
+            note(line)
 
 
 @takes_program_or_default
@@ -452,6 +459,52 @@ def oprofile_callgraph(
 
 
 @takes_program_or_default
+def oprofile_export(
+    prog: Program,
+    path: str,
+    *,
+    cpu: int | None = None,
+    source: str = "all",
+    sysroot: str | None = None,
+    force: bool = False,
+) -> None:
+    """
+    Write the samples for other tools, those with the same callers counted together.
+
+    :param path: Of the file, which appears when all has been written. What it ends in
+        says what it is: ``.folded`` for flame graphs (see
+        :func:`oprofile_callgraph()`), ``.speedscope.json`` for speedscope, ``.pb.gz``
+        for pprof.
+    :param force: It may replace a file.
+
+    The other parameters are those of :func:`for_each_oprofile_sample()`.
+
+    :raises DumpError: if this kernel has no oprofile, nobody has opened its buffer, or
+        the file cannot be written.
+    :raises ValueError: if the file's name ends in something else.
+    """
+    from drgn_tools.export.endings import format_of
+    from drgn_tools.output import check_target, write_file
+
+    kind = format_of("oprofile", path)
+    check_target(path, force)
+    profile = _Profile(prog, sysroot)
+    samples = profile.samples(cpu, source, False, False)
+    pieces: Iterable[bytes]
+    if kind == "folded":
+        from drgn_tools.oprofile_text import folded_lines
+
+        pieces = (f"{line}\n".encode() for line in folded_lines(samples))
+    else:
+        from drgn_tools.export.stacks import count_stacks, pprof, speedscope
+
+        stacks = count_stacks(samples)
+        pieces = pprof(stacks) if kind == "pprof" else [speedscope(stacks, "oprofile")]
+    write_file(path, pieces)
+    _say_notes(profile)
+
+
+@takes_program_or_default
 def oprofile_event_buffer(
     prog: Program, *, read: bool = False, file: File | None = None
 ) -> None:
@@ -486,6 +539,8 @@ def print_dump(
     samples: bool = False,
     callgraph: bool = False,
     as_json: bool = False,
+    output: str | None = None,
+    force: bool = False,
 ) -> None:
     """
     Print all that oprofile has in a dump, as ``drgn-tools oprofile DUMP`` does.
@@ -495,26 +550,37 @@ def print_dump(
     :param samples: Each sample, too.
     :param callgraph: The call graph, too.
     :param as_json: As one JSON object instead.
+    :param output: Write this file instead: see :func:`oprofile_export()`.
+    :param force: It may replace a file.
     :raises DumpError: if the dump cannot be read or has nothing of oprofile.
     """
     import sys
 
-    from drgn_tools.program import open_dump
+    from drgn_tools.output import check_target
+    from drgn_tools.program import open_dump, require_symbols
+    from drgn_tools.progress import printed
 
+    if output is not None:
+        check_target(output, force, (dump,))
     prog = open_dump(dump, symbols)
+    require_symbols(prog, dump, "oprofile", ("oprofile",))
     try:
+        if output is not None:
+            oprofile_export(prog, output, sysroot=sysroot, force=force)
+            return
         if as_json:
             _print_json(prog, sysroot, by, sys.stdout)
             return
-        oprofile_stats(prog, file=sys.stdout)
-        sys.stdout.write("\n")
-        oprofile_report(prog, by=by, sysroot=sysroot, file=sys.stdout)
-        if callgraph:
-            sys.stdout.write("\n")
-            oprofile_callgraph(prog, sysroot=sysroot, file=sys.stdout)
-        if samples:
-            sys.stdout.write("\n")
-            oprofile_samples(prog, sysroot=sysroot, file=sys.stdout)
+        with printed() as out:
+            oprofile_stats(prog, file=out)
+            out.write("\n")
+            oprofile_report(prog, by=by, sysroot=sysroot, file=out)
+            if callgraph:
+                out.write("\n")
+                oprofile_callgraph(prog, sysroot=sysroot, file=out)
+            if samples:
+                out.write("\n")
+                oprofile_samples(prog, sysroot=sysroot, file=out)
     except (LookupError, ValueError, FaultError) as error:
         raise DumpError(one_line(error)) from None
 

@@ -30,12 +30,13 @@ from drgn import (
     cast,
     container_of,
 )
-from drgn.helpers.linux.cpumask import for_each_cpu, for_each_possible_cpu
 from drgn.helpers.linux.mm import for_each_vma
 from drgn.helpers.linux.percpu import per_cpu
 
+from drgn_tools.cpu_masks import for_each_cpu_in, for_each_possible_cpu
 from drgn_tools.errors import DumpError
 from drgn_tools.kernel_symbols import kernel_symbols
+from drgn_tools.older_drgn import read_c_string
 from drgn_tools.oprofile_records import (
     KERNEL,
     UNKNOWN,
@@ -162,7 +163,7 @@ def cpu_buffers(prog: Program) -> Iterator[tuple[int, Object]]:
         cpus = for_each_possible_cpu(prog)
     except LookupError:
         # Until 2.6.27.
-        cpus = for_each_cpu(prog["cpu_possible_map"].address_of_())
+        cpus = for_each_cpu_in(prog["cpu_possible_map"].address_of_())
     for cpu in cpus:
         yield cpu, per_cpu(variable, cpu)
 
@@ -338,7 +339,7 @@ def read_stats(prog: Program) -> OprofileStats:
     cpu_type = ""
     if ops is not None:
         try:
-            raw = prog.read_c_string(ops.cpu_type.value_(), max_size=64)
+            raw = read_c_string(prog, ops.cpu_type.value_(), 64)
             cpu_type = raw.decode("ascii", "backslashreplace")
         except _NOT_THERE:
             pass
@@ -471,7 +472,7 @@ def _path(mount: Object, dentry: Object) -> str:
             dentry = whole.mnt_mountpoint
             mount = above if real is None else above.mnt.address_of_()
             continue
-        raw = prog.read_c_string(dentry.d_name.name.value_(), max_size=_MAX_NAME)
+        raw = read_c_string(prog, dentry.d_name.name.value_(), _MAX_NAME)
         parts.append(raw.decode("utf-8", "backslashreplace"))
         dentry = parent
     else:

@@ -64,7 +64,8 @@ def place_text(place: OprofilePlace) -> str:
     return f"{place.address:#x} ({where})"
 
 
-def _task(sample: OprofileSample) -> str:
+def task_name(sample: OprofileSample) -> str:
+    """Name and pid of its task."""
     if sample.pid < 0:
         return "?"
     name = sample.comm or sample.program.rpartition("/")[2]
@@ -78,7 +79,7 @@ def sample_lines(sample: OprofileSample) -> Iterator[str]:
     else:
         time = f"{sample.time // 10**9}.{sample.time % 10**9:09}"
     line = (
-        f"{time:>16} cpu {sample.cpu} {_task(sample)} {sample.mode} "
+        f"{time:>16} cpu {sample.cpu} {task_name(sample)} {sample.mode} "
         f"{sample.event} {place_text(sample.place)}"
     )
     if sample.kind != "sample":
@@ -95,7 +96,7 @@ def sample_lines(sample: OprofileSample) -> Iterator[str]:
 
 COLUMNS: dict[str, Callable[[OprofileSample], str]] = {
     "cpu": lambda sample: str(sample.cpu),
-    "task": _task,
+    "task": task_name,
     "program": lambda sample: printable(sample.program) or "-",
     "mode": lambda sample: sample.mode,
     "event": lambda sample: str(sample.event),
@@ -137,6 +138,20 @@ def _function(place: OprofilePlace) -> tuple[str, str]:
     return _symbol(place), printable(place.image)
 
 
+def function_name(place: OprofilePlace) -> str:
+    """The function, or else what the address belongs to."""
+    return printable(place.symbol) or printable(place.image)
+
+
+def call_chain(sample: OprofileSample) -> tuple[OprofilePlace, ...]:
+    """Where the sample was taken, and its callers."""
+    trace = sample.trace
+    # A kernel's trace may begin with where the sample was taken.
+    if trace and trace[0].address == sample.place.address:
+        trace = trace[1:]
+    return (sample.place, *trace)
+
+
 def callgraph_lines(samples: Iterable[OprofileSample]) -> Iterator[str]:
     """For each function, callers above it and what it called below."""
     # Samples in it, and those in it or in what it called.
@@ -146,10 +161,7 @@ def callgraph_lines(samples: Iterable[OprofileSample]) -> Iterator[str]:
     total = 0
     for sample in samples:
         total += 1
-        chain = [_function(place) for place in (sample.place, *sample.trace)]
-        # A kernel's trace may begin with where the sample was taken.
-        if sample.trace and sample.trace[0].address == sample.place.address:
-            del chain[1]
+        chain = [_function(place) for place in call_chain(sample)]
         alone[chain[0]] += 1
         # Of a function that calls itself, each sample counts once.
         within.update(set(chain))
@@ -179,14 +191,9 @@ def folded_lines(samples: Iterable[OprofileSample]) -> Iterator[str]:
     """Call chains, the outermost function first, and how many samples they have."""
     chains: Counter[str] = Counter()
     for sample in samples:
-        places = [sample.place, *sample.trace]
-        if sample.trace and sample.trace[0].address == sample.place.address:
-            del places[1]
-        names = [
-            (printable(place.symbol) or printable(place.image)).replace(";", ":")
-            for place in reversed(places)
-        ]
-        chains[";".join([_task(sample), *names])] += 1
+        places = reversed(call_chain(sample))
+        names = [function_name(place).replace(";", ":") for place in places]
+        chains[";".join([task_name(sample).replace(";", ":"), *names])] += 1
     for chain, number in _ranked(chains):
         yield f"{chain} {number}"
 

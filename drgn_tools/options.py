@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Callable
 
 import click
 
 _Decorator = Callable[[Any], Any]
 
+#: ``dump``, an argument.
+dump: _Decorator = click.argument("dump", type=click.Path())
+
 #: ``symbols``, a tuple of names.
 symbols: _Decorator = click.option(
     "--symbols",
+    type=click.Path(),
     metavar="FILE",
     multiple=True,
     help="A vmlinux or module with debugging symbols; may be given more than once.",
@@ -27,7 +32,7 @@ jobs: _Decorator = click.option(
     "--jobs",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Processes that work on it.  [default: all CPUs it may run on]",
+    help="Processes that work on it; by default, one for each CPU it may run on.",
 )
 
 #: ``force``.
@@ -54,6 +59,55 @@ quiet: _Decorator = click.option(
 )
 
 
-def output(help: str, required: bool = False) -> _Decorator:
-    """``output``, None unless given: the file that is written."""
-    return click.option("-o", "--output", metavar="FILE", required=required, help=help)
+def output(help: str, required: bool = False, family: str = "") -> _Decorator:
+    """
+    ``output``, None unless given: the file that is written.
+
+    :param family: of helpers, if the file's name has to end in one of theirs.
+    """
+
+    def check(
+        ctx: click.Context, param: click.Parameter, value: str | None
+    ) -> str | None:
+        if value is not None and family:
+            from drgn_tools.export.endings import format_of
+
+            try:
+                format_of(family, value)
+            except ValueError as error:
+                raise click.UsageError(f"--output: {error}", ctx) from None
+        return value
+
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(),
+        metavar="FILE",
+        required=required,
+        help=help,
+        callback=check,
+    )
+
+
+def one_of(
+    names: Sequence[str],
+) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """For ``shell_complete``, of an option that takes other values, too."""
+
+    def complete(ctx: click.Context, param: click.Parameter, typed: str) -> list[str]:
+        return [name for name in names if name.startswith(typed)]
+
+    return complete
+
+
+def some_of(
+    names: Sequence[str],
+) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """For ``shell_complete``, of an option that takes names, separated by commas."""
+
+    def complete(ctx: click.Context, param: click.Parameter, typed: str) -> list[str]:
+        *before, last = typed.split(",")
+        rest = [name for name in names if name not in before]
+        return [",".join([*before, name]) for name in rest if name.startswith(last)]
+
+    return complete

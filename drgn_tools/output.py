@@ -16,7 +16,7 @@ import mmap
 import os
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from drgn_tools.errors import STOP_SIGNALS, DumpError, OutputFull
@@ -30,6 +30,8 @@ _RECORD_SIZE = 4 << 20
 # What a stream and its users count: records handed over, records written, and
 # where the one that was handed over last belongs.
 _ASKED, _DONE, _OFFSET, _SIZE = range(4)
+# Bytes that are written at once, of a file that comes in small pieces.
+_PIECE = 1 << 20
 # Milliseconds until a worker that waits looks whether anybody will come.
 _PATIENCE = 1000
 
@@ -103,7 +105,7 @@ class File:
         except OSError as error:
             raise DumpError(f"cannot write {target}: {error.strerror}") from None
 
-    def write(self, data: bytes | memoryview, offset: int) -> None:
+    def write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         view = memoryview(data)
         written = 0
         while written < len(view):
@@ -334,3 +336,22 @@ def check_target(target: str, force: bool, sources: tuple[str, ...] = ()) -> Non
         raise DumpError(f"{target} exists and is no regular file")
     if not force:
         raise DumpError(f"{target} exists (-f replaces it)")
+
+
+def write_file(target: str, pieces: Iterable[bytes]) -> None:
+    """
+    Write a file from its start to its end.
+
+    :raises DumpError: if it cannot be written.
+    """
+    with files(target) as (file,):
+        size = 0
+        waiting = bytearray()
+        for piece in pieces:
+            waiting += piece
+            if len(waiting) >= _PIECE:
+                file.write(waiting, size)
+                size += len(waiting)
+                waiting = bytearray()
+        file.write(waiting, size)
+        file.finish(size + len(waiting))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from drgn_tools import pstore_memory, pstore_records, ramoops, reed_solomon
+    from drgn_tools.export import function_trace
     from drgn_tools.printing import File as _File
 
 __all__ = (
@@ -42,6 +43,7 @@ __all__ = (
     "for_each_pstore_zone",
     "pstore_console",
     "pstore_dmesg",
+    "pstore_export",
     "pstore_ftrace",
     "pstore_pmsg",
     "pstore_zones",
@@ -314,8 +316,7 @@ def pstore_zones(prog: Program, *, file: _File | None = None) -> None:
     """
 
     def work(out: _File) -> None:
-        from drgn.helpers.common.format import CellFormat, print_table
-
+        from drgn_tools.older_drgn import print_table
         from drgn_tools.text import printable
 
         pstore = _read(prog)
@@ -330,7 +331,7 @@ def pstore_zones(prog: Program, *, file: _File | None = None) -> None:
                     printable(zone.label),
                     zone.kind,
                     zone.number,
-                    CellFormat(zone.address, "<#x"),
+                    f"{zone.address:#x}",
                     zone.size,
                     zone.buffer_size,
                     zone.start if seen else "-",
@@ -344,7 +345,7 @@ def pstore_zones(prog: Program, *, file: _File | None = None) -> None:
                 ]
             )
         if zones:
-            print_table(rows, file=out)
+            print_table(rows, out)
         else:
             out.write(f"backend {printable(pstore.backend)}: it has no zones\n")
         for text in _absences(_errors(zones), pstore.notes):
@@ -869,6 +870,75 @@ def _print_ftrace(
             out.write("\n")
 
 
+@takes_program_or_default
+def pstore_export(
+    prog: Program,
+    path: str,
+    *,
+    boot: Boot = "newest",
+    cpu: int | None = None,
+    last: int | None = None,
+    force: bool = False,
+) -> None:
+    """
+    Write the function trace in persistent memory for other tools.
+
+    :param path: Of the file, which appears when all has been written. What it ends in
+        says what it is: ``.pftrace`` or ``.perfetto-trace`` for Perfetto, ``.dat`` for
+        trace-cmd and KernelShark.
+    :param force: It may replace a file.
+
+    The other parameters are those of :func:`pstore_ftrace()`. What is missing is said
+    on standard error.
+
+    :raises DumpError: if this kernel has no pstore, or no zone for it, or the file
+        cannot be written.
+    :raises ValueError: if the file's name ends in something else.
+    """
+    from drgn_tools.export import function_trace
+    from drgn_tools.export.endings import format_of
+    from drgn_tools.output import check_target
+
+    kind = format_of("pstore", path)
+    check_target(path, force)
+    trace = _trace(prog)
+    records = _select(trace, boot, cpu, last)
+    for note in _trace_notes(trace, boot, len(records)):
+        _note(note)
+    for note in function_trace.write(
+        path, kind, _export_boots(prog, trace, records), trace.fmt
+    ):
+        _note(note)
+
+
+def _export_boots(
+    prog: Program, trace: _Trace, records: pstore_records.FtraceArray
+) -> list[function_trace.Boot]:
+    # The newest first, all at this kernel's addresses as far as those are known.
+    import numpy as np
+
+    from drgn_tools.export.function_trace import Boot
+
+    boots = []
+    for number in reversed(_unique(records["boot"]).tolist()):
+        part = records[records["boot"] == number]
+        shift = trace.shifts[number]
+        known = None if shift is None else 0
+        modules = trace.this and number == 0
+        moved = np.uint64((shift or 0) & ((1 << 64) - 1))
+        boots.append(
+            Boot(
+                number,
+                part,
+                _addresses(trace, part["ip"]) + moved,
+                _addresses(trace, part["parent_ip"]) + moved,
+                _namer(prog, known, modules, False),
+                _namer(prog, known, modules, True),
+            )
+        )
+    return boots
+
+
 # struct psz_kmsg_header by the size of a word: its own size, offsets of tv_sec,
 # tv_nsec, compressed and reason.
 _PSZ_KMSG = {8: (40, 8, 16, 24, 32), 4: (28, 4, 12, 16, 24)}
@@ -1201,10 +1271,10 @@ def _as_zone(prog: Program, zone: pstore_memory.Zone) -> ramoops.Zone:
 
 
 _NO_SYMBOLS = (
-    "no debugging symbols of this kernel were found, and none given with --symbols: "
-    "names come from kallsyms, layouts are those of 5.10 to 7.2, and records of the "
-    "mounted pstorefs are not looked for"
+    "until then, names come from kallsyms, layouts are those of 5.10 to 7.2, and "
+    "records of the mounted pstorefs are not looked for"
 )
+_MODULES = ("ramoops", "pstore_zone", "pstore_blk")
 
 
 def print_dump(
@@ -1213,6 +1283,8 @@ def print_dump(
     symbols: Sequence[str] = (),
     boot: int | None = 0,
     as_json: bool = False,
+    output: str | None = None,
+    force: bool = False,
 ) -> None:
     """
     Print all that pstore has in a dump, as ``drgn-tools pstore DUMP`` does.
@@ -1222,21 +1294,32 @@ def print_dump(
     :param boot: Of the function trace: 0 for the newest, -1 for the one before;
         None for all.
     :param as_json: As one JSON object, on one line but for the function trace.
+    :param output: Write this file instead: see :func:`pstore_export()`.
+    :param force: It may replace a file.
     :raises DumpError: if the dump cannot be read or has nothing of pstore, or a file
         has no symbols of its kernel.
     """
-    from drgn_tools.program import open_dump
+    from drgn_tools.output import check_target
+    from drgn_tools.program import missing_symbols, open_dump
+    from drgn_tools.progress import printed
     from drgn_tools.pstore_memory import PstoreError, has_debug_info
 
+    if output is not None:
+        check_target(output, force, (dump,))
     prog = open_dump(dump, symbols)
-    known = has_debug_info(prog)
+    missing = missing_symbols(prog, dump, _MODULES)
     try:
         pstore = _read(prog)
     except PstoreError as error:
-        raise PstoreError(f"{error}{'' if known else '; see --symbols'}") from None
-    if not known:
-        pstore = pstore._replace(notes=(*pstore.notes, _NO_SYMBOLS))
-    (_print_json if as_json else _print_all)(prog, pstore, boot, sys.stdout)
+        raise PstoreError(f"{error}; {missing}" if missing else str(error)) from None
+    if not has_debug_info(prog):
+        note = f"{missing}; {_NO_SYMBOLS}"
+        pstore = pstore._replace(notes=(*pstore.notes, note))
+    if output is not None:
+        pstore_export(prog, output, boot="all" if boot is None else boot, force=force)
+        return
+    with printed() as out:
+        (_print_json if as_json else _print_all)(prog, pstore, boot, out)
 
 
 def _trace_if_any(prog: Program, pstore: pstore_memory.Pstore) -> _Trace | None:

@@ -23,16 +23,31 @@ _EPILOG = """\b
 --layout takes ramoops' parameters, separated by commas:
   mem_address, mem_size, record_size, console_size, ftrace_size,
   pmsg_size, ecc, and cpus (of which there may be; one ftrace zone each)
-Without, the zones are found by their signatures.
+
+\b
+Examples:
+  drgn-tools pstore vmcore
+  drgn-tools pstore --boot all --symbols vmlinux vmcore
+  drgn-tools pstore --raw ram.img --symbols System.map
 """
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("dump", required=False)
-@click.option("--raw", metavar="REGION", help="A copy of the memory instead of DUMP.")
-@click.option("--layout", metavar="KEY=SIZE,…", help="How REGION is divided.")
+@click.argument("dump", required=False, type=click.Path())
+@click.option(
+    "--raw",
+    type=click.Path(),
+    metavar="REGION",
+    help="A copy of the memory instead of DUMP.",
+)
+@click.option(
+    "--layout",
+    metavar="KEY=SIZE,…",
+    help="How REGION is divided; else its zones are found by their signatures.",
+)
 @click.option(
     "--symbols",
+    type=click.Path(),
     metavar="FILE",
     multiple=True,
     help="Of DUMP, a vmlinux or module with debugging symbols; may be given more than "
@@ -42,9 +57,16 @@ Without, the zones are found by their signatures.
     "--boot",
     default="0",
     metavar="N",
+    shell_complete=options.one_of(("0", "-1", "all")),
     help="Which boot's function trace: 0 the newest, -1 the one before, or all.",
 )
 @options.as_json
+@options.output(
+    "Write the function trace for other tools instead, by FILE's ending: .pftrace or "
+    ".perfetto-trace for Perfetto, .dat for trace-cmd and KernelShark.",
+    family="pstore",
+)
+@options.force
 @options.quiet
 def pstore(
     dump: str | None,
@@ -53,9 +75,32 @@ def pstore(
     symbols: tuple[str, ...],
     boot: str,
     as_json: bool,
+    output: str | None,
+    force: bool,
     quiet: bool,
 ) -> None:
-    """Print what pstore kept: kernel logs, console, function trace, pmsg."""
+    """Print what pstore kept: logs, console, traces, messages.
+
+    Prints the zones of ramoops or pstore_zone, and what is in them; of DUMP also
+    without debugging symbols, from Linux 6.0 on.
+
+    \f
+    These are kernel logs of oopses and panics, the console, the function traces of all
+    CPUs merged, and messages from user space. What is uncertain, missing or lost is
+    said on standard error.
+
+    REGION is a copy of the reserved memory, or a larger file with it, such as the
+    memory file of a virtual machine. No debugging symbols are needed.
+
+    Sizes of a layout may end in k, m or g. It may also have pmsg_first, exact and
+    staging (yes or no), and byteorder (little or big).
+
+    How far the kernel of a REGION was moved follows from the addresses, for each boot
+    by itself. For a kernel with memmap=2M$0x30000000 and ramoops there:
+
+        drgn-tools pstore --raw ram.img \\
+            --layout mem_address=0x30000000,mem_size=2m,ecc=1,cpus=4
+    """
     from drgn_tools.errors import DumpError
 
     if (dump is None) == (raw is None):
@@ -64,7 +109,11 @@ def pstore(
         raise click.UsageError("--layout needs --raw")
     if raw is not None and len(symbols) > 1:
         raise click.UsageError("--raw takes one file with --symbols")
-    if sys.stdout is None:
+    if output is not None and as_json:
+        raise click.UsageError("one of --json and --output")
+    if force and output is None:
+        raise click.UsageError("--force needs --output")
+    if output is None and sys.stdout is None:
         raise DumpError("cannot print: standard output is closed")
     try:
         number = None if boot == "all" else int(boot)
@@ -72,18 +121,32 @@ def pstore(
         raise click.UsageError(f"--boot: a number or all, not {boot!r}") from None
     if raw is None:
         decoder("pstore").print_dump(
-            dump, symbols=symbols, boot=number, as_json=as_json
+            dump,
+            symbols=symbols,
+            boot=number,
+            as_json=as_json,
+            output=output,
+            force=force,
         )
         return
-    _print_raw(raw, layout, symbols[0] if symbols else None, number, as_json)
+    from drgn_tools import symbols as known
+    from drgn_tools.output import check_target
+
+    if output is not None:
+        check_target(output, force, (raw,))
+    names = None if not symbols else known.load(symbols[0])
+    region = _region(raw, layout)
+    if output is not None:
+        _raw_export(region, names, number, output)
+    elif as_json:
+        _raw_json(region, names, number, sys.stdout)
+    else:
+        _raw_text(region, names, number, sys.stdout)
 
 
-def _print_raw(
-    raw: str, layout: str | None, symbols: str | None, boot: int | None, as_json: bool
-) -> None:
+def _region(raw: str, layout: str | None) -> Region:
     import mmap
 
-    from drgn_tools import symbols as known
     from drgn_tools.errors import DumpError
     from drgn_tools.ramoops import parse_layout, read_region
 
@@ -91,18 +154,13 @@ def _print_raw(
         wanted = None if layout is None else parse_layout(layout)
     except DumpError as error:
         raise click.UsageError(f"--layout: {error}") from None
-    names = None if symbols is None else known.load(symbols)
     try:
         with open(raw, "rb") as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is empty"
         raise DumpError(f"cannot read {raw}: {why}") from None
-    region = read_region(memory, wanted)  # type: ignore[arg-type]
-    if as_json:
-        _raw_json(region, names, boot, sys.stdout)
-    else:
-        _raw_text(region, names, boot, sys.stdout)
+    return read_region(memory, wanted)  # type: ignore[arg-type]
 
 
 def _trace(region: Region) -> tuple[Trace, FtraceFormat]:
@@ -198,6 +256,36 @@ def _raw_text(
         while chunk := list(islice(lines, 4096)):
             out.write("\n".join(chunk) + "\n")
     for note in text.trace_notes(trace):
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _raw_export(
+    region: Region, symbols: Symbols | None, boot: int | None, path: str
+) -> None:
+    from drgn_tools import pstore_text as text
+    from drgn_tools.export import function_trace
+    from drgn_tools.export.endings import format_of
+    from drgn_tools.pstore_records import addresses
+
+    trace, fmt = _trace(region)
+    boots = []
+    for number in text.boots(trace.records):
+        if boot not in (None, number):
+            continue
+        records = text.select_boot(trace.records, number)
+        names = _names(records, fmt, symbols)
+        boots.append(
+            function_trace.Boot(
+                number,
+                records,
+                addresses(records["ip"], fmt),
+                addresses(records["parent_ip"], fmt),
+                names.function,
+                names.caller,
+            )
+        )
+    missing = function_trace.write(path, format_of("pstore", path), boots, fmt)
+    for note in [*text.trace_notes(trace), *missing]:
         print(f"note: {note}", file=sys.stderr)
 
 

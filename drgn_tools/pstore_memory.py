@@ -28,6 +28,7 @@ from drgn import (
 
 from drgn_tools.errors import DumpError
 from drgn_tools.kernel_symbols import kernel_symbols
+from drgn_tools.older_drgn import read_c_string
 
 # What zones may have at most, in bytes, all of them, and how many there may be: more
 # than anybody sets aside, little enough to read.
@@ -320,7 +321,7 @@ def _string(prog: Program, address: int) -> str:
     if not address:
         return ""
     try:
-        raw: bytes = prog.read_c_string(address, max_size=128)
+        raw = read_c_string(prog, address, 128)
     except FaultError:
         return ""
     return raw.decode("ascii", "backslashreplace")

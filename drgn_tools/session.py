@@ -59,14 +59,19 @@ _TYPES: dict[str, Any] = {
 # the function has, too. Of what the last line calls, the fields are added.
 _RECORDS = {
     "ftrace_dump": "for event in for_each_ftrace_event(*):",
+    "ftrace_export": "for event in for_each_ftrace_event():",
     "oprofile_callgraph": "for sample in for_each_oprofile_sample(*):",
     "oprofile_event_buffer": "for sample in for_each_oprofile_sample("
     "source='event_buffer', *):",
+    "oprofile_export": "for sample in for_each_oprofile_sample(*):",
     "oprofile_report": "for sample in for_each_oprofile_sample(*):",
     "oprofile_samples": "for sample in for_each_oprofile_sample(*):",
     "oprofile_stats": "stats = get_oprofile_stats()",
+    "pages_image": "for run in for_each_page_run():",
+    "pages_summary": "for run in for_each_page_run():",
     "pstore_console": "for record in for_each_pstore_record(kind='console'):",
     "pstore_dmesg": "for record in for_each_pstore_record(kind='dmesg'):",
+    "pstore_export": "for record in for_each_pstore_ftrace(*):",
     "pstore_ftrace": "for record in for_each_pstore_ftrace(*):",
     "pstore_pmsg": "for record in for_each_pstore_record(kind='pmsg'):",
     "pstore_zones": "for zone in for_each_pstore_zone():",
@@ -79,6 +84,7 @@ _RECORDS = {
     "zram_mm_stat": "zram = find_zram({device})\ndevice = zram_device(zram)",
     "zram_streams": "for zram in {devices}:\n"
     "    for stream in for_each_zram_stream(zram):",
+    "zram_table": "for slot in for_each_zram_slot(zram):",
 }
 
 
@@ -122,8 +128,10 @@ def _told(function: Callable[..., Any], parameter: str) -> str:
     for other in (function, *(getattr(module, name) for name in module.__all__)):
         pattern = rf"^:param {parameter}: (.*(?:\n +.*)*)"
         found = re.search(pattern, inspect.getdoc(other) or "", flags=re.MULTILINE)
-        if found:
-            return _plain(found[1])
+        text = _plain(found[1]) if found else ""
+        # Rather than where it is told, what is told there.
+        if text and not re.match("(As of|See) ", text):
+            return text
     return ""
 
 

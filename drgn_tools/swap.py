@@ -534,20 +534,19 @@ def totals(ranges: Iterable[SwapRange]) -> dict[str, int]:
 
 
 def _print_ranges(ranges: list[SwapRange], out: File) -> None:
-    from drgn.helpers.common.format import CellFormat, print_table
-
+    from drgn_tools.older_drgn import print_table
     from drgn_tools.text import printable
 
     rows: list[list[Any]] = [["PAGES", "KIND"]]
     rows += [[pages, kind] for kind, pages in totals(ranges).items()]
-    print_table(rows, file=out)
+    print_table(rows, out)
     out.write("\n")
     rows = [["START", "END", "PAGES", "KIND", "WHERE", "SLOT", "NOTE"]]
     for one in ranges:
         rows.append(
             [
-                CellFormat(one.start, "<x"),
-                CellFormat(one.end, "<x"),
+                f"{one.start:x}",
+                f"{one.end:x}",
                 one.pages,
                 one.kind,
                 printable(one.where) or "-",
@@ -555,4 +554,4 @@ def _print_ranges(ranges: list[SwapRange], out: File) -> None:
                 printable(one.note),
             ]
         )
-    print_table(rows, file=out)
+    print_table(rows, out)

@@ -19,6 +19,7 @@ from drgn import FaultError, Object, Program, ProgramFlags, container_of
 from drgn.helpers.linux.mm import compound_nr, page_to_pfn, pfn_to_page
 
 from drgn_tools.mappings import Mapping
+from drgn_tools.older_drgn import read_c_string
 from drgn_tools.page_tables import levels
 from drgn_tools.printing import one_line
 from drgn_tools.xarrays import Memory, Xarrays
@@ -417,7 +418,7 @@ class _Area:
     def _read_name(self) -> str:
         try:
             name = self._info.swap_file.f_path.dentry.d_name.name.value_()
-            raw: bytes = self._prog.read_c_string(name, max_size=255)
+            raw = read_c_string(self._prog, name, 255)
         except FaultError:
             return f"area {self._number}"
         return raw.decode("utf-8", "backslashreplace")

@@ -35,8 +35,15 @@ class _Number(click.ParamType[int]):
         return number
 
 
-@click.command()
-@click.argument("dump")
+_EPILOG = """\b
+Examples:
+  drgn-tools swap vmcore --pid 258
+  drgn-tools swap vmcore --pid 258 --address 0x7f80c000 --size 0x1000 -o heap
+"""
+
+
+@click.command(epilog=_EPILOG)
+@options.dump
 @options.symbols
 @click.option(
     "--pid", required=True, type=click.IntRange(1), metavar="N", help="The task."
@@ -64,7 +71,28 @@ def swap(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Print where a task's pages are, or write out what is in them."""
+    """Print where a task's pages are, or write out what is in them.
+
+    Debugging symbols of the kernel are needed, and of zram and zsmalloc for pages
+    that are there.
+
+    \f
+    Pages are resident, in the swap cache, zero, in zswap, on a zram device, on another
+    device or not in the dump. Those that are compressed in memory can be read; with -o
+    they are, in the order in which the kernel would.
+
+    Numbers may start with 0x. -o needs --address and --size. What cannot be had is a
+    hole, and is said on standard error.
+
+    EXIT STATUS
+
+    0 if all went well, 1 if the command failed or memory is missing in FILE, 2 if it
+    was used wrongly. A failure is one line on standard error.
+
+    SEE ALSO
+
+    drgn-tools(1), drgn-tools-zram(1)
+    """
     from drgn_tools.errors import DumpError
 
     if size is not None and address is None:
@@ -87,6 +115,7 @@ def swap(
     if output is not None:
         check_target(output, force, (dump,))
     prog = program.open_dump(dump, symbols)
+    program.require_symbols(prog, dump, "swap")
     try:
         if output is not None:
             assert address is not None and size is not None

@@ -74,8 +74,11 @@ class Translator:
         :raises MissingMemory: if a page table is not in the dump.
         :raises DumpError: if the kernel does not map *vaddr*.
         """
+        # The highest bit that is looked up, and those above it, are all the same.
+        sign = 11 + 9 * self.levels
+        canonical = vaddr >> sign in (0, _U64 >> sign)
         table = self._root
-        for level in range(self.levels - 1, -1, -1):
+        for level in range(self.levels - 1, -1, -1) if canonical else ():
             shift = 12 + 9 * level
             index = vaddr >> shift & 511
             entry = int.from_bytes(

@@ -43,6 +43,7 @@ __all__ = (
     "zram_read",
     "zram_read_many",
     "zram_streams",
+    "zram_table",
 )
 
 # numpy and the decoders are imported by those who need them: every drgn imports this.
@@ -380,8 +381,7 @@ def zram_device(zram: Object) -> ZramDevice:
     :param zram: ``struct zram *``
     :raises LookupError: if this kernel's zram is not understood.
     """
-    from drgn.helpers.linux.cpumask import for_each_online_cpu
-
+    from drgn_tools.cpu_masks import for_each_online_cpu
     from drgn_tools.zram_pages import algorithm_names, backing_path
     from drgn_tools.zram_table import slot_count
     from drgn_tools.zram_text import counter, limit_pages, pool_pages
@@ -458,6 +458,41 @@ def zram_export(zram: Object, path: str, *, jobs: int | None = None) -> ZramExpo
     return export(_reader(zram), device_name(zram), path, jobs)
 
 
+def zram_table(zram: Object, path: str, *, force: bool = False) -> None:
+    """
+    Write the slots of a zram device, or its pages, as a table with commas: a row for
+    each, a line of names before them, and nothing where there is no value.
+
+    Of slots, that is what :func:`for_each_zram_slot` says of them, their flags as true
+    or false, ``handle`` in zsmalloc, the word that a page repeats (``fill``), the
+    ``block`` of the backing device, and times in nanoseconds.
+
+    Of pages, whose data is decompressed for that: its ``sha256``, how many of its bytes
+    are zero, and why it is missing or not to be trusted.
+
+    :param zram: ``struct zram *``
+    :param path: Of the file, which appears when all has been written. What it ends in
+        says what it is: ``.pages.csv`` for pages, ``.csv`` for slots.
+    :param force: It may replace a file.
+    :raises LookupError: if this kernel's zram is not understood.
+    :raises DumpError: if the file cannot be written.
+    :raises ValueError: if the file's name ends in something else.
+    """
+    from drgn_tools.export.endings import format_of
+    from drgn_tools.output import check_target, write_file
+    from drgn_tools.zram_csv import pages_csv, slots_csv
+
+    kind = format_of("zram", path)
+    if kind == "image":
+        raise ValueError(f"{path!r} is a table's name only if it ends in .csv")
+    check_target(path, force)
+    reader = _reader(zram)
+    if kind == "pages":
+        write_file(path, pages_csv(reader, device_name(zram)))
+    else:
+        write_file(path, slots_csv(reader))
+
+
 # --- printing
 
 
@@ -478,8 +513,7 @@ def zram_devices(prog: Program, *, file: File | None = None) -> None:
     """
 
     def work(out: File) -> None:
-        from drgn.helpers.common.format import print_table
-
+        from drgn_tools.older_drgn import print_table
         from drgn_tools.text import binary_size, printable
 
         head = "NAME DISKSIZE ALGORITHM DATA COMPR USED RATIO SAME HUGE WRITTEN STREAMS"
@@ -510,7 +544,7 @@ def zram_devices(prog: Program, *, file: File | None = None) -> None:
         if len(rows) == 1:
             out.write("no zram devices\n")
         else:
-            print_table(rows, file=out)
+            print_table(rows, out)
 
     _print(prog, file, work)
 
@@ -597,8 +631,7 @@ def zram_streams(
     """
 
     def work(out: File) -> None:
-        from drgn.helpers.common.format import print_table
-
+        from drgn_tools.older_drgn import print_table
         from drgn_tools.text import printable
 
         head = "DEVICE CPU ALGORITHM STATE SIZE WRITER PAGE"
@@ -624,7 +657,7 @@ def zram_streams(
                         or "-",
                     ]
                 )
-        print_table(rows, file=out)
+        print_table(rows, out)
 
     _print(prog, file, work)
 
@@ -649,8 +682,7 @@ def zram_pools(
     """
 
     def work(out: File) -> None:
-        from drgn.helpers.common.format import print_table
-
+        from drgn_tools.older_drgn import print_table
         from drgn_tools.text import printable
         from drgn_tools.zram_table import where
         from drgn_tools.zsmalloc import zs_classes
@@ -677,6 +709,6 @@ def zram_pools(
                             class_.allocated // class_.objects * class_.pages,
                         ]
                     )
-        print_table(rows, file=out)
+        print_table(rows, out)
 
     _print(prog, file, work)

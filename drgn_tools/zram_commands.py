@@ -22,19 +22,32 @@ if TYPE_CHECKING:
 _TEXTS = ("mm-stat", "io-stat", "bd-stat", "block-state")
 
 
-@click.command()
-@click.argument("dump")
+_EPILOG = """\b
+Examples:
+  drgn-tools zram vmcore
+  drgn-tools zram --stat mm-stat --device zram0 vmcore
+  drgn-tools zram --device zram0 -o zram0.img vmcore
+"""
+
+
+@click.command(epilog=_EPILOG)
+@options.dump
 @options.symbols
 @click.option(
     "--device", metavar="NAME", help="Which one, zram0 for instance, if there are more."
 )
-@options.output("Write the whole device to a sparse file.")
+@options.output(
+    "Write a whole device instead, by FILE's ending: .img or .raw for a sparse image, "
+    ".csv for a table of its slots, .pages.csv for one of its pages.",
+    family="zram",
+)
 @options.force
 @options.jobs
 @click.option(
     "--stat",
     type=click.Choice(_TEXTS),
-    help="Print what the kernel's file of that name has.",
+    metavar="NAME",
+    help=f"Print what the kernel's file of that name has: {', '.join(_TEXTS)}.",
 )
 @click.option("--streams", is_flag=True, help="Print what each CPU compressed last.")
 @click.option("--pools", is_flag=True, help="Print the size classes of the memory.")
@@ -53,7 +66,27 @@ def zram(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Print the zram devices of DUMP, or write out what is in one."""
+    """Print the zram devices of DUMP, or write out what is in one.
+
+    Like zramctl: their size, what was written to them, what became of it, and the
+    memory that takes. Debugging symbols of the kernel, zram and zsmalloc are needed.
+
+    \f
+    What is written with -o is a sparse file that can be mounted if there is a file
+    system on the device. Pages that are not in memory are holes, and are listed on
+    standard error with where they are instead.
+
+    --streams also says who was compressing when the kernel died.
+
+    EXIT STATUS
+
+    0 if all went well, 1 if the command failed or FILE lacks pages, 2 if it was used
+    wrongly. A failure is one line on standard error.
+
+    SEE ALSO
+
+    drgn-tools(1), drgn-tools-swap(1), zramctl(8)
+    """
     from drgn_tools.errors import DumpError
     from drgn_tools.printing import one_line
 
@@ -70,15 +103,20 @@ def zram(
     import drgn
 
     from drgn_tools import zram as helpers
+    from drgn_tools.export.endings import format_of
     from drgn_tools.output import check_target
 
     if output is not None:
         check_target(output, force, (dump,))
     prog = program.open_dump(dump, symbols)
+    program.require_symbols(prog, dump, "zram", ("zram", "zsmalloc"))
     try:
         if output is not None:
             check_target(output, force, (dump,))
             found = helpers.find_zram(prog, device)
+            if format_of("zram", output) != "image":
+                helpers.zram_table(found, output, force=force)
+                return 0
             return _exported(
                 helpers.zram_export(found, output, jobs=jobs), output, quiet
             )
@@ -97,19 +135,21 @@ def _run(
     as_json: bool,
 ) -> None:
     from drgn_tools import zram as helpers
+    from drgn_tools.progress import printed
 
-    out = sys.stdout
-    if stat is not None:
-        name = stat.replace("-", "_")
-        getattr(helpers, f"zram_{name}")(prog, device, file=out)
-    elif streams:
-        helpers.zram_streams(prog, device, file=out)
-    elif pools:
-        helpers.zram_pools(prog, device, file=out)
-    elif as_json:
-        _print_json(prog, device, out)
-    else:
-        helpers.zram_devices(prog, file=out)
+    if as_json:
+        _print_json(prog, device, sys.stdout)
+        return
+    with printed() as out:
+        if stat is not None:
+            name = stat.replace("-", "_")
+            getattr(helpers, f"zram_{name}")(prog, device, file=out)
+        elif streams:
+            helpers.zram_streams(prog, device, file=out)
+        elif pools:
+            helpers.zram_pools(prog, device, file=out)
+        else:
+            helpers.zram_devices(prog, file=out)
 
 
 # What is missing, one line each; the rest is in --json's list.
@@ -156,6 +196,7 @@ def _device(zram: Object) -> dict[str, Any]:
 
 def _told(zram: Object) -> dict[str, Any]:
     from drgn_tools import zram as helpers
+    from drgn_tools.progress import Progress
     from drgn_tools.zram_table import where
     from drgn_tools.zsmalloc import zs_classes
 
@@ -163,8 +204,11 @@ def _told(zram: Object) -> dict[str, Any]:
     if not device.disksize:
         return device._asdict()
     kinds: dict[str, int] = {}
-    for slot in helpers.for_each_zram_slot(zram):
-        kinds[slot.kind] = kinds.get(slot.kind, 0) + 1
+    # Pages of 4 KiB or more: what is said is how far it is at least.
+    with Progress(device.name, device.disksize >> 12) as progress:
+        for slot in helpers.for_each_zram_slot(zram):
+            kinds[slot.kind] = kinds.get(slot.kind, 0) + 1
+            progress.update(slot.index)
     return {
         **device._asdict(),
         "ratio": device.ratio,

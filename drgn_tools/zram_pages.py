@@ -23,6 +23,7 @@ from drgn_tools.decompress import (
     decompress_prefix,
 )
 from drgn_tools.gather import is_little
+from drgn_tools.older_drgn import read_c_string, unaliased
 from drgn_tools.zram import ZramPage
 from drgn_tools.zram_table import (
     CHUNK,
@@ -114,13 +115,13 @@ def _string(pointer: Object) -> str:
     prog = pointer.prog_
     address = (
         pointer.value_()
-        if pointer.type_.unaliased().kind.name == "POINTER"
+        if unaliased(pointer.type_).kind.name == "POINTER"
         else pointer.address_of_().value_()
     )
     if not address:
         return ""
     try:
-        raw: bytes = prog.read_c_string(address, max_size=64)
+        raw = read_c_string(prog, address, 64)
     except FaultError:
         return ""
     return raw.decode("ascii", "backslashreplace")

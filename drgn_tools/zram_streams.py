@@ -16,6 +16,7 @@ from typing import NamedTuple
 from drgn import FaultError, Object, Program, ProgramFlags, TypeKind
 
 from drgn_tools.decompress import BadStream
+from drgn_tools.older_drgn import unaliased
 from drgn_tools.zram import ZramStream
 from drgn_tools.zram_pages import Algorithm, read_algorithms
 from drgn_tools.zram_table import where
@@ -42,7 +43,7 @@ class _Buffer(NamedTuple):
 
 
 def _per_cpu(prog: Program) -> Iterator[int]:
-    from drgn.helpers.linux.cpumask import for_each_online_cpu
+    from drgn_tools.cpu_masks import for_each_online_cpu
 
     yield from for_each_online_cpu(prog)
 
@@ -107,7 +108,7 @@ def _owner(stream: Object) -> str | None:
     if not lock.type_.has_member("owner"):
         return None
     owner = lock.owner
-    if owner.type_.unaliased().kind == TypeKind.STRUCT:
+    if unaliased(owner.type_).kind == TypeKind.STRUCT:
         owner = owner.counter
     address = int(owner.value_()) & (1 << 64) - 8
     if not address:

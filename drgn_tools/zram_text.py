@@ -17,6 +17,7 @@ import numpy.typing as npt
 from drgn import FaultError, Object, Program, TypeKind
 
 from drgn_tools.gather import Flags
+from drgn_tools.older_drgn import unaliased
 from drgn_tools.zram_pages import Reader, stored
 from drgn_tools.zram_table import (
     CHUNK,
@@ -48,12 +49,24 @@ def _chunks(reader: Reader) -> Iterator[Slots]:
         yield reader.slots(first, min(CHUNK, reader.count - first))
 
 
-def _times(reader: Reader, slots: Slots) -> npt.NDArray[np.int64] | None:
-    # Nanoseconds since boot.
+def times(reader: Reader, slots: Slots) -> npt.NDArray[np.int64] | None:
+    """When slots were last accessed: nanoseconds since boot; 0 if never."""
     if "ac_time" not in (slots.raw.dtype.names or ()):
         return None
-    times = slots.raw["ac_time"].astype(np.int64)
-    return times * _SECOND if reader.layout.actime_seconds else times
+    when = slots.raw["ac_time"].astype(np.int64)
+    return when * _SECOND if reader.layout.actime_seconds else when
+
+
+def algorithms(reader: Reader, slots: Slots) -> list[str]:
+    """What each slot is compressed with; empty if it is not."""
+    names = [algorithm.name for algorithm in reader.algorithms]
+    # A priority has two bits.
+    names = [*names, *[""] * 4][:4]
+    plain = ~stored(slots) | (slots.kind == HUGE) | (slots.size == 0)
+    plain |= slots.has(reader.layout.bits, "ZRAM_HUGE")
+    known = np.array([*names, ""], object)[np.where(plain, 4, slots.priority)]
+    found: list[str] = known.tolist()
+    return found
 
 
 def _letters(reader: Reader, slots: Slots) -> npt.NDArray[Any]:
@@ -81,29 +94,23 @@ def _letters(reader: Reader, slots: Slots) -> npt.NDArray[Any]:
 
 def slots(reader: Reader) -> Iterator[tuple[object, ...]]:
     """The fields of :class:`~drgn_tools.zram.ZramSlot` for each slot of a device."""
-    names = [algorithm.name for algorithm in reader.algorithms]
-    # A priority has two bits.
-    names = [*names, *[""] * 4][:4]
     now = boot_time(reader.prog)
     kinds = np.array(KINDS, object)
     for chunk in _chunks(reader):
-        plain = ~stored(chunk) | (chunk.kind == HUGE) | (chunk.size == 0)
-        plain |= chunk.has(reader.layout.bits, "ZRAM_HUGE")
-        algorithm = np.array([*names, ""], object)[np.where(plain, 4, chunk.priority)]
         count = len(chunk.kind)
-        times = _times(reader, chunk)
+        when = times(reader, chunk)
         seconds = ages = np.full(count, None)
-        if times is not None:
-            seconds = times / _SECOND
+        if when is not None:
+            seconds = when / _SECOND
             if now is not None:
                 # 0 where it was never accessed.
-                accessed = times != 0
+                accessed = when != 0
                 ages[accessed] = now - seconds[accessed]
         yield from zip(
             range(chunk.first, chunk.first + count),
             kinds[chunk.kind].tolist(),
             chunk.size.tolist(),
-            algorithm.tolist(),
+            algorithms(reader, chunk),
             _letters(reader, chunk).tolist(),
             seconds.tolist(),
             ages.tolist(),
@@ -112,7 +119,7 @@ def slots(reader: Reader) -> Iterator[tuple[object, ...]]:
 
 def _number(obj: Object) -> int:
     # Also of an atomic one.
-    if obj.type_.unaliased().kind == TypeKind.STRUCT:
+    if unaliased(obj.type_).kind == TypeKind.STRUCT:
         obj = obj.counter
     return int(obj.value_())
 
@@ -218,15 +225,15 @@ def block_state(reader: Reader) -> Iterator[str]:
     :raises LookupError: if the kernel has no such file.
     """
     for chunk in _chunks(reader):
-        times = _times(reader, chunk)
-        if times is None:
+        when = times(reader, chunk)
+        if when is None:
             raise LookupError(
                 "this kernel's zram keeps no times (ZRAM_MEMORY_TRACKING)"
             )
         places = np.flatnonzero(chunk.allocated)
         for index, time, flags in zip(
             (places + chunk.first).tolist(),
-            times[places].tolist(),
+            when[places].tolist(),
             _letters(reader, chunk)[places].tolist(),
         ):
             seconds, rest = divmod(time, _SECOND)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from drgn import Architecture, FaultError, Object, PlatformFlags, Program, Type
 
 from drgn_tools.gather import Flags, Words, is_little, words_of
+from drgn_tools.older_drgn import unaliased
 
 # Pages that a zspage may have at most.
 MAX_CHAIN = 64
@@ -298,7 +299,7 @@ def class_pointers(pool: Object) -> list[int]:
         raise ZsError("struct zs_pool has an unknown layout: size_class")
     # Pointers since v3.18.
     element = array.type_.type
-    if element.unaliased().kind.name != "POINTER":
+    if unaliased(element).kind.name != "POINTER":
         start = array.address_of_().value_()
         return [start + index * (element.size or 0) for index in range(length)]
     raw = prog.read(array.address_of_().value_(), length * prog.type("void *").size)

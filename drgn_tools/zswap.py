@@ -15,6 +15,7 @@ from typing import NamedTuple, Union
 from drgn import FaultError, Object, Program, cast
 
 from drgn_tools.decompress import decompress
+from drgn_tools.older_drgn import read_c_string
 from drgn_tools.printing import one_line
 from drgn_tools.xarrays import DamagedTree, Memory, Xarrays
 
@@ -206,7 +207,7 @@ class Zswap:
         head = 0
         if self._has_header and zpool.evictable:
             head = 8
-        raw = self._prog.read_c_string(zpool.driver.type.value_(), max_size=32)
+        raw = read_c_string(self._prog, zpool.driver.type.value_(), 32)
         name = raw.decode("ascii", "replace")
         if name == "zsmalloc":
             return _from_zsmalloc(cast("struct zs_pool *", zpool.pool), group, head)

@@ -141,6 +141,15 @@ def _kdump_foreign(path: Path) -> None:
         file.write(b"aarch64\0")
 
 
+def _kdump_s390x(path: Path) -> None:
+    _kdump_foreign(path)
+    with path.open("r+b") as file:
+        file.seek(12 + 4 * 65)
+        file.write(b"s390x\0\0\0")
+        file.seek(428)  # The size of a block, and all numbers, the other way round.
+        file.write(struct.pack(">I", PAGE))
+
+
 def _socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(path))
@@ -172,6 +181,7 @@ NO_DUMPS: dict[str, tuple[Callable[[Path], object], str]] = {
     "kdump header": (_bytes(b"KDUMP   " + bytes(500)), "damaged"),
     "kdump bitmaps": (_kdump_cut, "cut short"),
     "kdump foreign": (_kdump_foreign, "aarch64"),
+    "kdump big-endian": (_kdump_s390x, "a dump of s390x"),
 }
 
 
@@ -682,7 +692,6 @@ def test_reader_of_stdout_is_gone(command: str, dump: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ("", "ommand"),
         ("extrakt a b", "extrakt"),
         ("--frobnicate", "frobnicate"),
         ("extract", "VMCORE"),

@@ -8,13 +8,18 @@ import importlib
 import inspect
 import pydoc
 import re
+import subprocess
+import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 from drgn import Program
 
 from drgn_tools import _plugin, session
+
+from .command import environment
 
 
 def helper(name: str) -> Any:
@@ -79,3 +84,70 @@ def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
         out, err = capsys.readouterr()
         assert out.startswith("usage: swap_where ") and err == ""
         assert command.format_help() in out
+
+
+SIDE_EFFECTS = """
+import importlib, logging, os, pkgutil, signal, sys, threading
+before = set(sys.modules)
+import drgn_tools
+assert set(sys.modules) - before == {"drgn_tools"}
+
+import drgn.cli, drgn.helpers.linux as helpers
+from drgn.commands import DEFAULT_COMMAND_NAMESPACE
+from drgn.commands._crash import CRASH_COMMAND_NAMESPACE, _CrashCompleter
+from drgn.internal.rlcompleter import Completer
+
+def state():
+    loggers = [logging.root, logging.getLogger("drgn")]
+    umask = os.umask(0)
+    os.umask(umask)
+    return {
+        "names": (sorted(helpers.__all__), sorted(vars(helpers))),
+        "commands": sorted(DEFAULT_COMMAND_NAMESPACE._commands),
+        "crash": sorted(CRASH_COMMAND_NAMESPACE._commands),
+        "completion": (Completer.complete, _CrashCompleter.complete),
+        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "logging": [(one.level, list(one.handlers)) for one in loggers],
+        "hooks": (sys.excepthook, sys.displayhook, sys.unraisablehook),
+        "streams": (sys.stdin, sys.stdout, sys.stderr),
+        "process": (os.getcwd(), umask, dict(os.environ), list(sys.path)),
+        "threads": threading.enumerate(),
+    }
+
+first = state()
+imported = []
+for module in pkgutil.walk_packages(drgn_tools.__path__, "drgn_tools."):
+    importlib.import_module(module.name)
+    imported.append(module.name)
+    now = state()
+    for what in first:
+        assert now[what] == first[what], (module.name, what)
+import _drgn_tools
+assert state() == first
+assert {"drgn_tools._plugin", "drgn_tools.__main__"} <= set(imported)
+
+# And what drgn calls has them, which the test would see.
+core = sys.argv[1]
+prog = drgn.Program()
+prog.set_core_dump(core)
+_drgn_tools.drgn_prog_set(prog)
+now = state()
+changed = {what for what in first if now[what] != first[what]}
+assert changed == {"names", "commands", "crash", "completion"}, changed
+_drgn_tools.drgn_prog_set(prog)
+assert state() == now
+for what in ("commands", "crash"):
+    assert set(first[what]) <= set(now[what])
+print("fine")
+"""
+
+
+def test_importing_does_nothing(core: Path) -> None:
+    """Any module, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIDE_EFFECTS, core],
+        capture_output=True,
+        text=True,
+        env=environment(DRGN_DISABLE_PLUGINS="*"),
+    )
+    assert (done.stdout, done.stderr) == ("fine\n", "")

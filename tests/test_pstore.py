@@ -111,6 +111,11 @@ def full(
     return kernel, lines
 
 
+@pytest.mark.verified(
+    "pstore: zones in a dump",
+    by="structures made as in 3.10, 4.9, 4.10, 5.10, 6.12, 7.2",
+    on="bytes",
+)
 @pytest.mark.parametrize("ecc", [0, 16])
 @pytest.mark.parametrize("cpus", [1, 4])
 @pytest.mark.parametrize("count", [50, 2000])
@@ -192,6 +197,9 @@ def test_module_without_debug_info_of_unknown_layout() -> None:
         list(pstore.for_each_pstore_zone(kernel.prog))
 
 
+@pytest.mark.verified(
+    "pstore: zones in a dump", by="structures of a 32-bit kernel", on="bytes"
+)
 def test_32_bits() -> None:
     kernel = FakeKernel("5.10", platform=ILP32)
     kernel.variables["__per_cpu_offset"] = "bytes32", kernel.allocate(32), "setup.c"
@@ -535,6 +543,11 @@ def psz_dmesg(text: bytes, *, compressed: bool) -> bytes:
     )
 
 
+@pytest.mark.verified(
+    "pstore: zones of pstore_blk (pstore_zone)",
+    by="structures made as in 5.10 to 7.2",
+    on="bytes",
+)
 @pytest.mark.parametrize("without", [(), ("struct psz_context", "struct pstore_zone")])
 def test_pstore_zone(without: tuple[str, ...]) -> None:
     kernel = FakeKernel("5.10", without=without)
@@ -919,29 +932,6 @@ def test_cli_output_is_byte_for_byte() -> None:
 # drgn's own command, on a core of nothing but VMCOREINFO.
 
 
-def note(name: bytes, desc: bytes) -> bytes:
-    def padded(data: bytes) -> bytes:
-        return data + bytes(-len(data) % 4)
-
-    return struct.pack("<III", len(name), len(desc), 0) + padded(name) + padded(desc)
-
-
-@pytest.fixture
-def core(tmp_path: Path) -> Path:
-    text = b"OSRELEASE=6.1.0-test\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)="
-    text += b"ffffffff82a10000\nKERNELOFFSET=0\nNUMBER(phys_base)=0\n"
-    notes = note(b"VMCOREINFO\0", text)
-    head = struct.pack(
-        *("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 4, 62, 1, 0, 64, 0, 0, 64, 56, 1),
-        *(0, 0, 0),
-    )
-    offset = 120
-    head += struct.pack("<IIQQQQQQ", 4, 0, offset, 0, 0, len(notes), len(notes), 0)
-    path = tmp_path / "vmcore"
-    path.write_bytes(head + notes)
-    return path
-
-
 def drgn(core: Path, *arguments: str, stdin: str = "") -> command.Outcome:
     run = subprocess.run(
         [sys.executable, "-m", "drgn", "--quiet", "-c", core, *arguments],
@@ -1035,11 +1025,3 @@ def test_names_of_drgn_are_not_shadowed(core: Path) -> None:
         env=command.environment(DRGN_PLUGINS=f"one={plugin}", DRGN_DISABLE_PLUGINS="*"),
     )
     assert run.stdout == "theirs\n", run.stderr
-
-
-def test_entry_point() -> None:
-    text = (command.ROOT / "pyproject.toml").read_text()
-    assert (
-        '[project.entry-points."drgn.plugins"]\ndrgn_tools = "drgn_tools._plugin"'
-        in text
-    )

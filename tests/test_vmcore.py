@@ -247,6 +247,20 @@ def test_translate(tmp_path: Path) -> None:
                 list(kernel.ranges(unmapped, 16))
 
 
+@pytest.mark.parametrize("levels", [4, 5])
+def test_addresses_that_are_none(levels: int, tmp_path: Path) -> None:
+    """What the processor refuses, whatever the tables have for its lower bits."""
+    machine = Machine(levels=levels)
+    path = tmp_path / "vmcore"
+    write_elf(path, machine.loads(), machine.notes())
+    with open_vmcore(str(path)) as vmcore:
+        for vaddr in (machine.text, machine.page_offset + 3 * MIB):
+            assert vmcore.kernel.translate(vaddr)
+            for bit in range(12 + 9 * levels - 1, 64):
+                with pytest.raises(DumpError, match="not mapped"):
+                    vmcore.kernel.translate(vaddr ^ 1 << bit)
+
+
 @pytest.mark.parametrize("name", ["4.18", "5.10", "6.1", "7.2"])
 def test_utsname(name: str, tmp_path: Path) -> None:
     """With OFFSET(uts_namespace.name), and 4 bytes on where that is unknown."""

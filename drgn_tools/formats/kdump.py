@@ -31,6 +31,7 @@ STATUS_OFFSET = 424
 # bitmap_blocks, max_mapnr, total_ram_blocks, device_blocks, written_blocks,
 # current_cpu, nr_cpus.
 _HEADER = struct.Struct("<8si390s6xqqIiiIIIIIIi")
+_MACHINE = 12 + 4 * 65
 # struct kdump_sub_header: phys_base, dump_level, split, start_pfn, end_pfn,
 # offset and size of vmcoreinfo, of the notes, of eraseinfo, start_pfn_64,
 # end_pfn_64, max_mapnr_64.
@@ -165,6 +166,14 @@ def pack_headers(header: Header, notes: bytes) -> bytes:
     )
     size = header.sub_hdr_size * header.block_size
     return main.ljust(header.block_size, b"\0") + (sub + notes).ljust(size, b"\0")
+
+
+def machine(block0: bytes) -> bytes:
+    """
+    ``uname -m`` in a main header: it is at one place in those of all architectures,
+    and what else there is is not.
+    """
+    return block0[_MACHINE : _MACHINE + 65].split(b"\0", 1)[0]
 
 
 def block_size(block0: bytes) -> int:

@@ -16,6 +16,7 @@ from . import (
     ftrace_guests,
     guest,
     kernels,
+    libkdumpfile,
     live_drgn,
     oprofile_guests,
     peers,
@@ -40,6 +41,9 @@ def _list(args: argparse.Namespace) -> int:
     for name in peers.PEERS:
         have = cache.find(f"peers/{name}")
         line("peer", name, have, cache.manifest(have)["version"] if have else "")
+    have = cache.find(libkdumpfile.NAME)
+    version = str(cache.manifest(have)["version"]) if have else ""
+    line("peer", libkdumpfile.PACKAGE, have, version)
     for spec in (*dumps.MATRIX, dumps.LARGE):
         have = dumps.cached(spec)
         line("dump", spec.name, have, str(have or ""))
@@ -88,6 +92,7 @@ def _build(args: argparse.Namespace) -> int:
 def _peers(args: argparse.Namespace) -> int:
     for name in peers.PEERS:
         print(f"{name}: {' '.join(peers.argv(name))}")
+    print(f"{libkdumpfile.PACKAGE}: {libkdumpfile.get().programs}")
     return 0
 
 
@@ -160,6 +165,15 @@ def _ftrace(args: argparse.Namespace) -> int:
     return 0
 
 
+def _readers(args: argparse.Namespace) -> int:
+    # numpy and the command under test are not needed for anything else here.
+    from . import readers
+
+    for line in readers.compare_all(args.kind or [readers.SOURCE, *readers.OUTPUTS]):
+        print(line, flush=True)
+    return 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     # Its drgn is not needed for anything else here.
     from . import demo
@@ -199,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "peers",
         _peers,
-        "get makedumpfile, crash and trace-cmd, and say how to run them",
+        "get makedumpfile, crash, trace-cmd and libkdumpfile, and say how to run them",
     )
     boot = add("boot", _boot, "a shell in a guest, or one command (after --)")
     machine(boot, True, 512)
@@ -221,6 +235,10 @@ def _parser() -> argparse.ArgumentParser:
     devices.add_argument("--jobs", type=int, default=2, help="boots at once")
     add("oprofile", _oprofile, "guests that oprofile takes samples of")
     add("ftrace", _ftrace, "guests that traced, and their own trace files")
+    compare = add("readers", _readers, "every page of every dump through four readers")
+    compare.add_argument(
+        "kind", nargs="*", help="source, or a kind of file that is made of it"
+    )
     add("demo", _demo, "crash a kernel, extract its dump, and open it with drgn")
     return parser
 

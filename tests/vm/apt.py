@@ -29,6 +29,9 @@ _SECURITY = re.compile(rf"({_CODENAME}|{_CLASS})(?:-security|/updates)$")
 _NO_NETWORK = "no network"
 _OFFLINE = re.compile(r"Could not (resolve|connect)|Temporary failure|unreachable")
 
+_SOURCE = "-source"
+"""What the name of a suite ends with where its source packages are meant."""
+
 _FRESH = 12 * 3600
 """Seconds for which package lists are good enough."""
 
@@ -194,20 +197,25 @@ def _query(suites: Sequence[str], *args: str) -> str:
 def update(suite: str, say: Say = bench.say) -> None:
     """Get the package lists of a suite, unless there are fresh ones.
 
+    :param suite: SUITE-source for its source packages.
     :raises BenchError: no mirror has it, or none can be reached.
     """
     bench.need_library(KEYRING)
+    archive = suite.removesuffix(_SOURCE)
+    kind, target = "deb", "Packages"
+    if archive != suite:
+        kind, target = "deb-src", "Sources"
     with cache.lock("apt"):
         room = _room()
         stamp = room / "sources" / f"{suite}.stamp"
         if stamp.exists() and time.time() - stamp.stat().st_mtime < _FRESH:
             return
         error = ""
-        tried = mirrors(suite, machine_sources())
+        tried = mirrors(archive, machine_sources())
         for uri in tried:
             line = room / "sources" / f"{suite}.line"
             line.write_text(
-                f"deb [target=Packages signed-by={KEYRING}] {uri} {suite} main\n"
+                f"{kind} [target={target} signed-by={KEYRING}] {uri} {archive} main\n"
             )
             argv = _apt("apt-get", room, [suite], "-qq", "update", "--error-on=any")
             with bench.step(f"package lists of {suite}", say):
@@ -336,6 +344,23 @@ def download(
     if process.returncode:
         raise BenchError(_download_error(what, output, process.returncode))
     return sorted(folder.glob("*.deb"))
+
+
+def download_tar(suite: str, package: str, folder: Path, say: Say = bench.say) -> Path:
+    """Download what the authors of a source package released, as apt verifies it.
+
+    :param suite: one that is up to date, SUITE-source.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    args = ["-qq", "source", "--tar-only", "--download-only", package]
+    argv = _apt("apt-get", _room(), [suite], *args)
+    with bench.step(f"download the source of {package}", say):
+        done = subprocess.run(argv, cwd=folder, capture_output=True)
+    if done.returncode:
+        output = done.stdout + done.stderr
+        raise BenchError(_download_error(package, output, done.returncode))
+    (path,) = folder.glob(f"{package}_*.orig.tar.*")
+    return path
 
 
 def _size(path: Path) -> int:

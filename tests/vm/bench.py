@@ -15,6 +15,8 @@ Say = Callable[[str], None]
 
 PROGRAMS = {
     "apt-get": "apt",
+    "aclocal": "automake",
+    "autoreconf": "autoconf",
     "bc": "bc",
     "bison": "bison",
     "busybox": "busybox-static",
@@ -22,11 +24,13 @@ PROGRAMS = {
     "debugfs": "e2fsprogs",
     "depmod": "kmod",
     "modprobe": "kmod",
+    "pkg-config": "pkg-config",
     "dpkg-deb": "dpkg",
     "e2fsck": "e2fsprogs",
     "fallocate": "util-linux",
     "flex": "flex",
     "gcc": "gcc",
+    "libtoolize": "libtool",
     "make": "make",
     "mkfs.ext4": "e2fsprogs",
     "qemu-system-x86_64": "qemu-system-x86",
@@ -40,7 +44,11 @@ PROGRAMS = {
 LIBRARIES = {
     "/usr/include/openssl/opensslv.h": "libssl-dev",
     "/usr/include/libelf.h": "libelf-dev",
+    "/usr/include/lzo/lzo1x.h": "liblzo2-dev",
+    "/usr/include/snappy-c.h": "libsnappy-dev",
     "/usr/include/stdlib.h": "libc6-dev",
+    "/usr/include/zlib.h": "zlib1g-dev",
+    "/usr/include/zstd.h": "libzstd-dev",
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
 }
 """Host files that are not programs, and the Debian package of each."""

@@ -1,4 +1,4 @@
-"""Other tools to compare with: makedumpfile and crash, old and new, and trace-cmd.
+"""Other tools to compare with: makedumpfile and crash, old and new, trace-cmd and pprof.
 
 Each is unpacked into the cache with the libraries it needs and runs through its own
 dynamic loader, so that a tool of Debian's newest suite runs on any host.
@@ -22,6 +22,13 @@ class Peer(NamedTuple):
 
     package: str
     suite: str
+    called: str = ""
+    """The program, if it is not called as its package is."""
+
+    @property
+    def program(self) -> str:
+        """What to run."""
+        return self.called or self.package
 
 
 PEERS = {
@@ -31,6 +38,8 @@ PEERS = {
     "crash-8.0.2": Peer("crash", "bookworm"),
     "crash-sid": Peer("crash", "sid"),
     "trace-cmd": Peer("trace-cmd", "bookworm"),
+    # What "go tool pprof" runs.
+    "pprof": Peer("golang-1.19-go", "bookworm", "pprof"),
 }
 
 
@@ -38,7 +47,7 @@ def argv(name: str, say: Say = bench.say) -> list[str]:
     """Return the start of a command line that runs a tool, fetching it if need be."""
     folder = _get(name, say)
     loader = folder / cache.manifest(folder)["loader"]
-    program = folder / "bin" / PEERS[name].package
+    program = folder / "bin" / PEERS[name].program
     return [str(loader), "--library-path", str(folder / "lib"), str(program)]
 
 
@@ -73,14 +82,15 @@ def _fetch(name: str, say: Say) -> Path:
         with bench.step(f"unpack {name}", say):
             for deb in debs:
                 apt.unpack(deb, work / "raw", ["bin", "lib", "lib64"])
-            loader = _collect(work / "raw", work, peer.package)
+            loader = _collect(work / "raw", work, peer.program)
         shutil.rmtree(work / "raw")
         shutil.rmtree(work / "debs")
         command = [str(work / loader), "--library-path", str(work / "lib")]
-        program = str(work / "bin" / peer.package)
+        program = str(work / "bin" / peer.program)
         tried = subprocess.run([*command, program, "--version"], capture_output=True)
-        # trace-cmd knows no --version, says how it is used and exits with 255.
-        if tried.returncode not in (0, 1, 255):
+        # trace-cmd and pprof know no --version, say how they are used and exit with 255
+        # and 2.
+        if tried.returncode not in (0, 1, 2, 255):
             raise BenchError(bench.failure(name, tried.stderr, tried.returncode))
         return {"version": found[0].version, "loader": loader, "sha256": sums}
 

@@ -67,6 +67,7 @@ def guest_zones(zoneinfo: str) -> dict[tuple[int, str], dict[str, int]]:
     return zones
 
 
+@pytest.mark.verified("pages: zones and nodes", by="/proc/zoneinfo of the same guest")
 def test_zones_are_those_of_zoneinfo(case: Case) -> None:
     assert case.page_map.why_no_zones == ""
     zones = {
@@ -83,6 +84,7 @@ def test_zones_are_those_of_zoneinfo(case: Case) -> None:
     assert case.page_map.zoneless < 64
 
 
+@pytest.mark.verified("pages: free blocks", by="/proc/buddyinfo of the same guest")
 def test_free_blocks_are_those_of_buddyinfo(case: Case) -> None:
     """And make up the free pages that struct pages tell, which is another source."""
     said = {}
@@ -100,6 +102,7 @@ def test_free_blocks_are_those_of_buddyinfo(case: Case) -> None:
         assert free == pytest.approx(said[zone.node, zone.name], rel=0.05)
 
 
+@pytest.mark.verified("pages: the picture", by="/proc/kpageflags of the same guest")
 def test_the_picture_shows_what_the_guest_says(case: Case) -> None:
     """Page by page, its colour and legend against /proc/kpageflags."""
     assert case.picture.square == PAGE
@@ -166,6 +169,10 @@ def assert_planted(dump: Dump, picture: Picture) -> None:
     assert seen == set(_PLANTED)
 
 
+@pytest.mark.verified(
+    "pages: the class of each page",
+    by="page tables of the tasks that hold memory, read by drgn",
+)
 @pytest.mark.parametrize("spec", dumps.MATRIX[::3], ids=lambda spec: spec.name)
 def test_planted_memory_is_where_the_guest_put_it(spec: Spec) -> None:
     """By the page tables of the tasks that hold it, as drgn reads them."""
@@ -274,6 +281,11 @@ print("@@" + json.dumps({
 """
 
 
+@pytest.mark.verified(
+    "pages: the running kernel",
+    by="/proc/kpageflags and /proc/zoneinfo of the same guest",
+    on="6.12-bench",
+)
 def test_live(tmp_path: Path) -> None:
     """A running kernel through drgn says what /proc/kpageflags and zoneinfo say."""
     kernel = kernels.get("6.12-bench")

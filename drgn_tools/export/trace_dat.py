@@ -15,17 +15,13 @@ from __future__ import annotations
 import contextlib
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, NamedTuple
-
-from drgn import FaultError
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO, Callable, NamedTuple, Protocol
 
 from drgn_tools import output
 from drgn_tools.errors import DumpError
-from drgn_tools.ftrace_memory import Commands, TraceBuffer, TraceEvent, TraceEvents
-from drgn_tools.ftrace_text import Kernel
 from drgn_tools.print_fmt import Field
-from drgn_tools.ring_buffer import RingEvent, ring_buffer_stats
+from drgn_tools.text import printable
 
 _MAGIC = b"\x17\x08\x44tracing6\0"
 # Options of the file.
@@ -36,6 +32,65 @@ _EXTEND = 30
 _SHORT = 112
 _COPY = 1 << 20
 _MASK = (1 << 64) - 1
+
+
+class Record(Protocol):
+    """A record of a trace buffer."""
+
+    @property
+    def time(self) -> int:
+        """In the units of the buffer's clock."""
+
+    @property
+    def data(self) -> bytes:
+        """Fields that all records have, then those of its event."""
+
+
+class Event(Protocol):
+    """An event that records are of."""
+
+    @property
+    def type(self) -> int: ...
+    @property
+    def system(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def print_fmt(self) -> str: ...
+    @property
+    def fields(self) -> Sequence[Field]: ...
+
+
+class Kernel(NamedTuple):
+    """What the file says of the kernel that wrote the records."""
+
+    little: bool
+    """Its byte order."""
+    word: int
+    """Bytes of an unsigned long."""
+    uname: str
+    common: Sequence[Field]
+    """Fields that all records begin with."""
+    event: Callable[[int], Event | None]
+    """The event of a type, None if there is none."""
+    string: Callable[[int], str]
+    """What is at an address that a record refers to."""
+    symbols: Callable[[], Iterable[tuple[int, str, str]]]
+    """Addresses, names and modules of functions."""
+    commands: Callable[[], Mapping[int, str]]
+    """Names of tasks, by pid."""
+
+
+class Buffer(NamedTuple):
+    """A trace buffer."""
+
+    name: str
+    """Of its instance; of the first buffer, none."""
+    clock: str
+    capacity: int
+    """Bytes of records that a page has room for."""
+    cpus: Mapping[int, Iterator[Record]]
+    """Records of each CPU, in the order of their times."""
 
 
 class _Placed(NamedTuple):
@@ -57,7 +112,7 @@ def field_line(field: Field) -> str:
     )
 
 
-def event_format(event: TraceEvent, common: Sequence[Field]) -> str:
+def event_format(event: Event, common: Sequence[Field]) -> str:
     """Return the ``format`` file of an event."""
     return (
         f"name: {event.name}\nID: {event.type}\nformat:\n"
@@ -86,18 +141,18 @@ class _Pages:
             return delta << 5 | type_len
         return type_len << _DELTA_BITS | delta
 
-    def write(self, events: Iterator[RingEvent]) -> _Placed:
+    def write(self, records: Iterator[Record]) -> _Placed:
         begin = self._written
         room = self._size - self._head.size
         body = bytearray()
         start = last = 0
         header, word, two = self._header, self._word.pack, self._two.pack
-        for event in events:
-            data = event.data
+        for record in records:
+            data = record.data
             if len(data) & 3:
                 data += bytes(-len(data) & 3)
             need = len(data) + (4 if 0 < len(data) <= _SHORT else 8)
-            time = event.time & _MASK
+            time = record.time & _MASK
             delta = time - last
             extend = delta >> _DELTA_BITS
             if not body or delta < 0 or len(body) + need + 8 * bool(extend) > room:
@@ -132,21 +187,21 @@ class _Pages:
 class _Seen:
     # What events refer to, which the file has to have.
 
-    def __init__(self, kernel: Kernel, events: TraceEvents) -> None:
-        self.events: dict[int, TraceEvent] = {}
+    def __init__(self, kernel: Kernel) -> None:
+        self.events: dict[int, Event] = {}
         self.formats: dict[int, str] = {}
+        self.common = kernel.common
         self._kernel = kernel
-        self._events = events
         self._unknown: set[int] = set()
         order = "<" if kernel.little else ">"
         self._type = struct.Struct(order + "H").unpack_from
         self._long = struct.Struct(order + ("Q" if kernel.word == 8 else "I"))
         self._strings: dict[int, int] = {}
 
-    def watch(self, events: Iterator[RingEvent]) -> Iterator[RingEvent]:
+    def watch(self, records: Iterator[Record]) -> Iterator[Record]:
         known, unknown = self.events, self._unknown
-        for event in events:
-            data = event.data
+        for record in records:
+            data = record.data
             if len(data) < 8:
                 continue
             type_ = self._type(data)[0]
@@ -157,10 +212,10 @@ class _Seen:
                     address = self._long.unpack_from(data, self._strings[type_])[0]
                     if address not in self.formats:
                         self.formats[address] = self._kernel.string(address)
-            yield event
+            yield record
 
     def _add(self, type_: int) -> None:
-        event = self._events.get(type_)
+        event = self._kernel.event(type_)
         if event is None:
             self._unknown.add(type_)
             return
@@ -198,56 +253,33 @@ _HEADER_EVENT = b"""# compressed entry header
 """
 
 
-def _uname(kernel: Kernel) -> str:
-    try:
-        name = kernel.prog["init_uts_ns"].name
-        parts = [
-            member.string_().decode("utf-8", "backslashreplace")
-            for member in (name.sysname, name.nodename, name.release, name.machine)
-        ]
-    except (LookupError, FaultError):
-        return ""
-    return " ".join(parts)
-
-
-def _clock(buffer: TraceBuffer) -> str:
+def _clock(buffer: Buffer) -> str:
     others = [name for name in ("local", "global") if name != buffer.clock]
     return " ".join([f"[{buffer.clock}]", *others]) + "\n"
 
 
-def write_trace_dat(
-    path: str,
-    kernel: Kernel,
-    events: TraceEvents,
-    commands: Commands,
-    buffers: Sequence[tuple[TraceBuffer, Mapping[int, Iterator[RingEvent]]]],
-) -> None:
+def write_trace_dat(path: str, kernel: Kernel, buffers: Sequence[Buffer]) -> None:
     """
     Write trace buffers, the kernel's own and instances', as one file.
 
-    :param buffers: each with its CPUs' events in the order of their times.
     :raises DumpError: if it cannot be written.
     """
     order = "<" if kernel.little else ">"
-    cpus = 1 + max((cpu for _, streams in buffers for cpu in streams), default=0)
-    capacity = max(
-        (
-            ring_buffer_stats(buffer.buffer, cpu).subbuf_size
-            for buffer, streams in buffers
-            for cpu in streams
-        ),
-        default=4080,
-    )
+    cpus = 1 + max((cpu for buffer in buffers for cpu in buffer.cpus), default=0)
+    capacity = max(buffer.capacity for buffer in buffers)
     size = 1 << (max(capacity, 4080) + 8 + kernel.word - 1).bit_length()
-    seen = _Seen(kernel, events)
+    seen = _Seen(kernel)
     with contextlib.ExitStack() as stack:
         (file,) = stack.enter_context(output.files(path))
         try:
             spool = stack.enter_context(tempfile.TemporaryFile())
             pages = _Pages(spool, size, kernel)
             placed = [
-                {cpu: pages.write(seen.watch(s)) for cpu, s in sorted(streams.items())}
-                for _, streams in buffers
+                {
+                    cpu: pages.write(seen.watch(records))
+                    for cpu, records in sorted(buffer.cpus.items())
+                }
+                for buffer in buffers
             ]
         except OSError as error:
             raise DumpError(f"cannot write the pages: {error.strerror}") from None
@@ -258,10 +290,10 @@ def write_trace_dat(
             (b"header_event", _HEADER_EVENT),
         ):
             head += name + b"\0" + struct.pack(order + "Q", len(content)) + content
-        head += _formats(seen, events, order)
+        head += _formats(seen, order)
         for text in (_kallsyms(kernel), _printk_formats(seen)):
             head += struct.pack(order + "I", len(text)) + text
-        names = "".join(f"{pid} {comm}\n" for pid, comm in commands.known().items())
+        names = "".join(f"{pid} {comm}\n" for pid, comm in kernel.commands().items())
         known = names.encode("utf-8", "backslashreplace")
         head += struct.pack(order + "Q", len(known)) + known
         head += struct.pack(order + "I", cpus)
@@ -279,10 +311,10 @@ def _aligned(offset: int, size: int) -> int:
     return (offset + size - 1) // size * size
 
 
-def _formats(seen: _Seen, events: TraceEvents, order: str) -> bytes:
+def _formats(seen: _Seen, order: str) -> bytes:
     systems: dict[str, list[bytes]] = {"ftrace": []}
     for _, event in sorted(seen.events.items()):
-        text = event_format(event, events.common).encode("utf-8", "backslashreplace")
+        text = event_format(event, seen.common).encode("utf-8", "backslashreplace")
         text = struct.pack(order + "Q", len(text)) + text
         systems.setdefault(event.system, []).append(text)
     own = systems.pop("ftrace")
@@ -297,6 +329,8 @@ def _formats(seen: _Seen, events: TraceEvents, order: str) -> bytes:
 def _kallsyms(kernel: Kernel) -> bytes:
     lines = []
     for address, name, module in kernel.symbols():
+        # A word each, whatever a damaged table says.
+        name, module = ("".join(printable(text).split()) for text in (name, module))
         lines.append(f"{address:016x} t {name}" + (f"\t[{module}]" if module else ""))
     return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
 
@@ -311,7 +345,7 @@ def _printk_formats(seen: _Seen) -> bytes:
 
 def _options(
     kernel: Kernel,
-    buffers: Sequence[tuple[TraceBuffer, object]],
+    buffers: Sequence[Buffer],
     placed: Sequence[Mapping[int, _Placed]],
     cpus: int,
     begin: int,
@@ -321,9 +355,9 @@ def _options(
     # The options, and where each CPU's pages are; of instances, behind those of the
     # kernel's own buffer, with an option that says where.
     table = 10 + 16 * cpus
-    uname = _uname(kernel).encode() + b"\0"
-    clock = _clock(buffers[0][0]).encode() + b"\0"
-    names = [buffer.name.encode("utf-8", "backslashreplace") for buffer, _ in buffers]
+    uname = kernel.uname.encode("utf-8", "backslashreplace") + b"\0"
+    clock = _clock(buffers[0]).encode() + b"\0"
+    names = [buffer.name.encode("utf-8", "backslashreplace") for buffer in buffers]
     size = 10 + 2 + sum(6 + len(data) for data in (uname, clock))
     size += sum(6 + 8 + len(name) + 1 for name in names[1:])
     tables = begin + size

@@ -116,6 +116,7 @@ def _made(write: Callable[[Path], object]) -> bytes:
         return path.read_bytes()
 
 
+@functools.lru_cache(maxsize=1)
 def elf_seeds() -> list[bytes]:
     found = []
     options: dict[str, Any]
@@ -155,6 +156,7 @@ def _write_elf(
     synthetic.write_elf(path, loads, notes, **options)
 
 
+@functools.lru_cache(maxsize=1)
 def kdump_seeds() -> list[bytes]:
     found = []
     for codec, version, generation in (
@@ -333,6 +335,7 @@ _PIECE = 68
 _MEMORY = 6 * MIB
 
 
+@functools.lru_cache(maxsize=1)
 def kernel_seeds() -> list[bytes]:
     found = []
     for generation in ("7.2", "6.6", "5.10", "4.18"):

@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(names: Sequence[str], inputs: int) -> None:
     # In turns, so that all have had some whenever it is stopped.
     left = list(names)
+    for name in left:
+        runner.look_again(name)
     while left:
         for name in tuple(left):
             state = runner.load(name)

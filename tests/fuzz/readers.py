@@ -46,7 +46,7 @@ from drgn_tools.translate import Translator
 from drgn_tools.vmcore import bitmap_runs, bitmap_slice, merge_runs, open_vmcore
 from drgn_tools.vmcoreinfo import Vmcoreinfo, if_sound
 from tests import hostile_streams, regions, synthetic
-from tests.fuzz import programs
+from tests.fuzz import command_line, programs
 from tests.synthetic import MIB, PAGE
 from tests.test_print_fmt import FIELDS, Kernel
 
@@ -116,6 +116,7 @@ def _made(write: Callable[[Path], object]) -> bytes:
         return path.read_bytes()
 
 
+@functools.lru_cache(maxsize=1)
 def elf_seeds() -> list[bytes]:
     found = []
     options: dict[str, Any]
@@ -155,6 +156,7 @@ def _write_elf(
     synthetic.write_elf(path, loads, notes, **options)
 
 
+@functools.lru_cache(maxsize=1)
 def kdump_seeds() -> list[bytes]:
     found = []
     for codec, version, generation in (
@@ -333,6 +335,7 @@ _PIECE = 68
 _MEMORY = 6 * MIB
 
 
+@functools.lru_cache(maxsize=1)
 def kernel_seeds() -> list[bytes]:
     found = []
     for generation in ("7.2", "6.6", "5.10", "4.18"):
@@ -764,6 +767,35 @@ def read_symbols(data: bytes) -> None:
     found.place(0xFFFFFFFF81000010)
 
 
+# --- commands ---------------------------------------------------------------------
+
+
+def command_seeds() -> list[bytes]:
+    found = []
+    for number, line in enumerate(command_line.LINES):
+        dumps = [kdump_seeds()[0], elf_seeds()[1], kdump_seeds()[5]]
+        if "-R" in line.words:
+            dumps = flattened_seeds()
+        elif "--raw" in line.words:
+            dumps = ramoops_seeds()
+        found += [bytes([number]) + dump for dump in dumps]
+    return found
+
+
+def read_command(data: bytes) -> None:
+    out = os.path.join(_output_folder(), "out")
+    with as_file(data[1:]) as dump:
+        command_line.read_line(data, dump, out)
+
+
+def read_arguments(data: bytes) -> None:
+    folder = _output_folder()
+    dump = os.path.join(folder, "dump")
+    if not os.path.exists(dump):
+        Path(dump).write_bytes(elf_seeds()[2])
+    command_line.read_arguments(data, folder)
+
+
 #: By name, in the order in which they are tried.
 READERS: dict[str, Reader] = {
     "elf": Reader(elf_seeds, read_dump, most=1 << 18),
@@ -815,4 +847,6 @@ READERS: dict[str, Reader] = {
         )
         for name, family in programs.FAMILIES.items()
     },
+    "commands": Reader(command_seeds, read_command, (), most=1 << 18),
+    "arguments": Reader(command_line.argument_seeds, read_arguments, (), most=1 << 10),
 }

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from typing import Callable
 
 from drgn import FaultError, Object, PlatformFlags, Program
-from drgn.helpers.linux.cpumask import for_each_online_cpu
 
 from drgn_tools import print_fmt
+from drgn_tools.cpu_masks import for_each_online_cpu
 from drgn_tools.ftrace_memory import (
     Commands,
     TraceBuffer,
@@ -45,7 +45,11 @@ from drgn_tools.ring_buffer import RingEvent, number
 Print = Callable[[RingEvent], str]
 
 #: What a record can make a function of it raise that trusts it.
-TORN = (struct.error, ValueError, IndexError, TypeError, OverflowError, KeyError)
+TORN = (
+    *(struct.error, ValueError, IndexError, TypeError, OverflowError, KeyError),
+    # Of a print format that has thousands of operators.
+    RecursionError,
+)
 _CACHE = 1 << 16
 
 

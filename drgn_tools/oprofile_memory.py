@@ -30,10 +30,10 @@ from drgn import (
     cast,
     container_of,
 )
-from drgn.helpers.linux.cpumask import for_each_cpu, for_each_possible_cpu
 from drgn.helpers.linux.mm import for_each_vma
 from drgn.helpers.linux.percpu import per_cpu
 
+from drgn_tools.cpu_masks import for_each_cpu_in, for_each_possible_cpu
 from drgn_tools.errors import DumpError
 from drgn_tools.kernel_symbols import kernel_symbols
 from drgn_tools.older_drgn import read_c_string
@@ -163,7 +163,7 @@ def cpu_buffers(prog: Program) -> Iterator[tuple[int, Object]]:
         cpus = for_each_possible_cpu(prog)
     except LookupError:
         # Until 2.6.27.
-        cpus = for_each_cpu(prog["cpu_possible_map"].address_of_())
+        cpus = for_each_cpu_in(prog["cpu_possible_map"].address_of_())
     for cpu in cpus:
         yield cpu, per_cpu(variable, cpu)
 

@@ -19,7 +19,8 @@ from operator import attrgetter
 from typing import Any, Callable, NamedTuple
 
 from drgn import FaultError, Object, PlatformFlags, Program, Type, TypeKind
-from drgn.helpers.linux.cpumask import for_each_possible_cpu
+
+from drgn_tools.cpu_masks import for_each_possible_cpu
 
 __all__ = ("for_each_ring_buffer_event", "ring_buffer_cpus", "ring_buffer_stats")
 
@@ -149,6 +150,10 @@ def _layout(prog: Program) -> _Layout:
         at, commit = 0, -1
     # Since "ring-buffer: make lockless" (in v2.6.32), "pages" is some element.
     pages = prog.type("struct ring_buffer_per_cpu").member("pages").type
+    page_size = prog["PAGE_SIZE"].value_()
+    if not 1 << 12 <= page_size <= 1 << 18 or page_size & (page_size - 1):
+        # drgn has it from VMCOREINFO.
+        raise ValueError(f"pages of {page_size} bytes cannot be")
     # Since 2.6.31; before, type and length were fields of their own.
     new = event.has_member("type_len")
     found = _Layout(
@@ -169,7 +174,7 @@ def _layout(prog: Program) -> _Layout:
         pages.kind != TypeKind.POINTER,
         tuple(range(32)) if new else _old_kinds(little),
         little,
-        prog["PAGE_SIZE"].value_(),
+        page_size,
     )
     prog.cache["drgn_tools_ring_buffer"] = found
     return found

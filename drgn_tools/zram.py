@@ -381,8 +381,7 @@ def zram_device(zram: Object) -> ZramDevice:
     :param zram: ``struct zram *``
     :raises LookupError: if this kernel's zram is not understood.
     """
-    from drgn.helpers.linux.cpumask import for_each_online_cpu
-
+    from drgn_tools.cpu_masks import for_each_online_cpu
     from drgn_tools.zram_pages import algorithm_names, backing_path
     from drgn_tools.zram_table import slot_count
     from drgn_tools.zram_text import counter, limit_pages, pool_pages

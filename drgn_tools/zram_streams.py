@@ -43,7 +43,7 @@ class _Buffer(NamedTuple):
 
 
 def _per_cpu(prog: Program) -> Iterator[int]:
-    from drgn.helpers.linux.cpumask import for_each_online_cpu
+    from drgn_tools.cpu_masks import for_each_online_cpu
 
     yield from for_each_online_cpu(prog)
 

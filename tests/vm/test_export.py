@@ -179,6 +179,11 @@ SWITCH = re.compile(
 )
 
 
+def microseconds(nanoseconds: int) -> int:
+    """As the trace file rounds them."""
+    return (nanoseconds + 500) // 1000
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_perfetto_shows_trace_buffers(kernel: str, tmp_path: Path) -> None:
     guest = ftrace_guests.get(kernel)
@@ -200,7 +205,7 @@ def test_perfetto_shows_trace_buffers(kernel: str, tmp_path: Path) -> None:
     own = guest.trace("").splitlines()
     # Functions, by the kernel's own file.
     shown = collections.Counter(
-        (track, time // 1000, function)
+        (track, microseconds(time), function)
         for time, function, track, above, caller, _ in marks
         if above == "ftrace" and caller
     )
@@ -230,14 +235,13 @@ def test_perfetto_shows_trace_buffers(kernel: str, tmp_path: Path) -> None:
                 for mark in marks
                 if mark[5] and name.fullmatch(mark[3])
             )
-    # Calls of the function graph.
+    # Calls of the function graph, where the kernel has it.
+    graph_file = guest.trace("graph") if "graph" in guest.instances else ""
     in_file = collections.Counter(
-        match[2]
-        for match in map(CALL.match, guest.trace("graph").splitlines())
-        if match
+        match[2] for match in map(CALL.match, graph_file.splitlines()) if match
     )
     assert collections.Counter(call[0] for call in calls) == in_file
-    assert max(call[2] for call in calls) > 2
+    assert (max((call[2] for call in calls), default=0) > 2) == bool(graph_file)
     # Scheduling.
     expected_switches = sorted(
         (int(match[2].replace(".", "")), int(match[1]), match[3], int(match[4]))
@@ -245,9 +249,9 @@ def test_perfetto_shows_trace_buffers(kernel: str, tmp_path: Path) -> None:
         if match
     )
     names = {(tid, name) for _, _, name, tid in switches}
-    assert sorted((ts // 1000, cpu, tid) for ts, cpu, _, tid in switches) == sorted(
-        (ts, cpu, tid) for ts, cpu, _, tid in expected_switches
-    )
+    assert sorted(
+        (microseconds(ts), cpu, tid) for ts, cpu, _, tid in switches
+    ) == sorted((ts, cpu, tid) for ts, cpu, _, tid in expected_switches)
     assert {tid for tid, _ in names} == {tid for *_, tid in expected_switches}
 
 
@@ -379,7 +383,8 @@ def test_tables_of_zram(spec: zram_guests.Spec, tmp_path: Path) -> None:
         for row in test_export.typed(path).to_pylist():
             if row["kind"] == "empty":
                 continue
-            seconds, rest = divmod(row["ac_time_ns"], 10**9)
+            # The kernel has 0 where nobody has accessed it since.
+            seconds, rest = divmod(row["ac_time_ns"] or 0, 10**9)
             flags = zram_csv.SLOTS[7:13]
             letters = "".join(
                 letter if row[flag] else "."

@@ -36,6 +36,7 @@ def filled(dump: dumps.Dump) -> Iterator[tuple[int, int, int, str]]:
             yield int(words[0]), int(words[1], 16), int(words[2]), words[3]
 
 
+@pytest.mark.verified("swap: resident memory", by="drgn's access_process_vm()")
 @pytest.mark.parametrize("spec", dumps.MATRIX, ids=lambda spec: spec.name)
 def test_resident_memory_is_what_drgn_reads(spec: dumps.Spec) -> None:
     """drgn walks page tables too, as far as pages are present."""
@@ -65,6 +66,7 @@ def test_resident_memory_is_what_drgn_reads(spec: dumps.Spec) -> None:
     assert all(found == {"resident"} for found in kinds.values())
 
 
+@pytest.mark.verified("swap: mappings", by="drgn's for_each_vma()")
 @pytest.mark.parametrize("spec", dumps.MATRIX[::2], ids=lambda spec: spec.name)
 def test_mappings_are_those_that_drgn_finds(spec: dumps.Spec) -> None:
     dump = next(dump for dump in dumps.both(spec) if dump.kind == "vmcore")
@@ -91,6 +93,9 @@ def opened(guest: Guest, path: Path) -> drgn.Program:
     return prog
 
 
+@pytest.mark.verified(
+    "swap: ELF cores that lack pages", by="what the guest's process wrote, page by page"
+)
 @pytest.mark.parametrize("writer", ["extract", "makedumpfile"])
 @pytest.mark.parametrize("kernel", ["6.1", "6.12"])
 def test_elf_cores_that_lack_pages(kernel: str, writer: str, tmp_path: Path) -> None:
@@ -191,6 +196,11 @@ def in_drgn(guest: Guest) -> list[str]:
     return done.stdout.split("@\n")
 
 
+@pytest.mark.verified(
+    "swap: a task's memory to a file (`-o`)",
+    by="what the guest's process wrote, page by page",
+    on="6.12",
+)
 def test_command_on_a_filtered_dump(tmp_path: Path) -> None:
     """What is missing is a hole, is named, and makes the command fail."""
     spec = BY_KERNEL["6.12"]

@@ -54,6 +54,10 @@ LABELS = (
 )
 # Squares of the grid: enough for a picture, and a page each for 2 GiB.
 _MAX_SQUARES = 21 << 15
+# Cells, 8 TiB of memory, that may have struct pages and be no memory.
+_MAX_RESERVED = 1 << 16
+# Behind all page frames that x86-64 can have.
+_END = 1 << 40
 # Zones that a cell may have pages of; nearly every one has one.
 _CELL_ZONES = 6
 
@@ -171,7 +175,7 @@ def read_page_map(vmcore: Vmcore, jobs: int = 1) -> PageMap:
     found = find_struct_pages(vmcore)
     zones = find_zones(vmcore, found)
     sections = merge_runs([Run(s.pfn, s.end_pfn) for s in found.sections])
-    cells = cells_of(vmcore.ram_runs, vmcore.max_pfn)
+    cells, all_there = _cells(vmcore, found)
     square = 1
     while square < CELL_PFNS and len(cells) * (CELL_PFNS // square) > _MAX_SQUARES:
         square *= 2
@@ -221,9 +225,20 @@ def read_page_map(vmcore: Vmcore, jobs: int = 1) -> PageMap:
         sum(total.pages for total in classes) - zoned,
         zones.why,
         Grid(square, cells, tiles),
-        _warnings(vmcore, int(pages[PageClass.UNKNOWN])),
+        _warnings(vmcore, int(pages[PageClass.UNKNOWN]), all_there),
         not found.layout.typed,
     )
+
+
+def _cells(vmcore: Vmcore, found: StructPages) -> tuple[npt.NDArray[np.int64], bool]:
+    # Cells with memory, and those that have struct pages only; but if those are very
+    # many, which only damage can make, without them.
+    cells = cells_of(vmcore.ram_runs, _END)
+    reserved = [Run(s.pfn, s.end_pfn) for s in found.sections if s.vaddr is not None]
+    claimed = sum(end - pfn for pfn, end in reserved) // CELL_PFNS
+    if claimed > len(cells) + _MAX_RESERVED:
+        return cells, False
+    return cells_of(merge_runs(reserved + vmcore.ram_runs), _END), True
 
 
 def page_runs(vmcore: Vmcore) -> Iterator[PageRun]:
@@ -352,10 +367,12 @@ def _zone_maps(zones: Zones, tallies: npt.NDArray[np.void]) -> tuple[ZoneMap, ..
     )
 
 
-def _warnings(vmcore: Vmcore, unknown: int) -> tuple[str, ...]:
+def _warnings(vmcore: Vmcore, unknown: int, all_there: bool) -> tuple[str, ...]:
     warnings = []
     if vmcore.live:
         warnings.append("memory changed while it was read: pages may not fit together")
     if unknown:
         warnings.append(f"struct pages of {unknown} page frames cannot be read")
+    if not all_there:
+        warnings.append("much more memory has struct pages than is in the dump")
     return tuple(warnings)

@@ -83,6 +83,11 @@ def run(suite: Suite, folder: Path, case: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.verified(
+    "extract: dumps of libkdumpfile's test suite",
+    by="libkdumpfile's own scripts",
+    on="bytes",
+)
 @pytest.mark.parametrize("case", conformance.READ.split())
 def test_read(case: str, suite: Suite, folder: Path) -> None:
     done = run(suite, folder, case)
@@ -204,6 +209,10 @@ def attributes(source: Source, kind: str, parts: int) -> str:
     return "".join(f"{key} = {value}\n" for key, value in wanted.items())
 
 
+@pytest.mark.verified(
+    "extract: libkdumpfile's checkers on the output",
+    by="libkdumpfile's dumpdata and checkattr",
+)
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_its_checkers_read_what_we_write(
     kind: str, source: Source, suite: Suite, tmp_path: Path
@@ -337,6 +346,11 @@ def ranges(config: str) -> list[tuple[int, int]]:
     return [(int(first, 16), int(last, 16)) for first, last in found]
 
 
+@pytest.mark.verified(
+    "extract: dumps of libkdumpfile's test suite",
+    by="libkdumpfile's translation of addresses",
+    on="bytes",
+)
 @pytest.mark.parametrize("case", conformance.TRANSLATED.split())
 def test_translated(case: str, suite: Suite, folder: Path) -> None:
     """Ends of its ranges, addresses within, and everything that is mapped."""

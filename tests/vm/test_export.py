@@ -94,6 +94,7 @@ def report(path: Path) -> dict[str, list[tuple[str, ...]]]:
     return found
 
 
+@pytest.mark.verified("pstore: function trace as trace.dat", by="trace-cmd report")
 @pytest.mark.parametrize("spec", TRACED, ids=lambda spec: spec.name)
 def test_trace_cmd_shows_pstores_trace(spec: Spec, tmp_path: Path) -> None:
     prog, boots = traced(spec)
@@ -111,6 +112,9 @@ def test_trace_cmd_shows_pstores_trace(spec: Spec, tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.verified(
+    "pstore: function trace for Perfetto", by="Perfetto's trace processor"
+)
 @pytest.mark.parametrize("spec", TRACED, ids=lambda spec: spec.name)
 def test_perfetto_shows_pstores_trace(spec: Spec, tmp_path: Path) -> None:
     prog, boots = traced(spec)
@@ -184,6 +188,10 @@ def microseconds(nanoseconds: int) -> int:
     return (nanoseconds + 500) // 1000
 
 
+@pytest.mark.verified(
+    "ftrace: trace buffers for Perfetto",
+    by="Perfetto's trace processor, and the `trace` files of the same guest",
+)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_perfetto_shows_trace_buffers(kernel: str, tmp_path: Path) -> None:
     guest = ftrace_guests.get(kernel)
@@ -264,6 +272,9 @@ def profiled(request: pytest.FixtureRequest) -> drgn.Program:
     return opened(guest.dump, *guest.kernel.debug_files())
 
 
+@pytest.mark.verified(
+    "oprofile: samples for speedscope", by="speedscope's schema", on="5.10"
+)
 def test_speedscopes_stacks(profiled: drgn.Program, tmp_path: Path) -> None:
     path = tmp_path / "a.speedscope.json"
     oprofile_export(profiled, str(path))
@@ -309,6 +320,7 @@ def raw(path: Path) -> Iterator[tuple[list[int], list[str], dict[str, str]]]:
         yield values, [names[place] for place in places], labels
 
 
+@pytest.mark.verified("oprofile: samples for pprof", by="pprof", on="5.10")
 def test_pprof_reads_it(profiled: drgn.Program, tmp_path: Path) -> None:
     path = tmp_path / "a.pb.gz"
     oprofile_export(profiled, str(path))
@@ -365,6 +377,9 @@ def test_the_command_of_oprofile(tmp_path: Path) -> None:
 # --- tables of zram
 
 
+@pytest.mark.verified(
+    "zram: tables (`-o`)", by="Arrow's reader, and block_state of the same guest"
+)
 @pytest.mark.parametrize(
     "spec",
     [spec for spec in zram_guests.MATRIX if spec.devices],

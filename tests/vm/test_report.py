@@ -133,6 +133,7 @@ def test_first_screen_says_what_died(symbols: bool) -> None:
     assert re.search(r"\btask\s+sh\[\d+\] on CPU [01]\b", page.head)
 
 
+@pytest.mark.verified("report: the log", by="dmesg in the same guest", on="6.12")
 def test_log_is_what_the_guest_had_said() -> None:
     dump, page = panicked(False)
     shown = {message(line) for line in page.sections["log"]["lines"]}
@@ -154,6 +155,7 @@ def alive(kernel: str = "6.12") -> tuple[dumps.Dump, Seen]:
     return dump, seen(dump.path, [dump.kernel.vmlinux])
 
 
+@pytest.mark.verified("report: tasks", by="ps in the same guest")
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_tasks_are_those_that_ps_saw(kernel: str) -> None:
     dump, page = alive(kernel)
@@ -237,6 +239,9 @@ def _pstore(label: str) -> pstore_guests.Guest:
     return pstore_guests.get(spec)
 
 
+@pytest.mark.verified(
+    "report: pstore", by="/sys/fs/pstore of the same guest", on="6.12-bench"
+)
 @pytest.mark.parametrize("symbols", [True, False])
 def test_pstore_has_what_the_kernel_found_at_boot(symbols: bool) -> None:
     guest = _pstore("wrapped")
@@ -254,6 +259,7 @@ def test_pstore_has_what_the_kernel_found_at_boot(symbols: bool) -> None:
     assert counted is not None and int(counted[1]) > 1000
 
 
+@pytest.mark.verified("report: zram", by="mm_stat of the same guest", on="6.12")
 def test_zram_has_the_kernels_numbers() -> None:
     spec = next(spec for spec in zram_guests.MATRIX if spec.name == "6.12-zram")
     guest = zram_guests.get(spec)
@@ -278,6 +284,9 @@ def test_zram_without_the_modules_symbols_is_missing() -> None:
     assert "name zram.ko and zsmalloc.ko" in page.text("missing")
 
 
+@pytest.mark.verified(
+    "report: flame graph", by="programs that are busy where is known", on="5.10"
+)
 def test_flame_graph_has_the_tasks_that_were_busy() -> None:
     (spec,) = (spec for spec in oprofile_guests.MATRIX if spec.name == "callgraph")
     guest = oprofile_guests.get(spec)
@@ -305,6 +314,9 @@ def test_flame_graph_has_the_tasks_that_were_busy() -> None:
     assert sum(int(row[0]) for row in profile["tables"][0]) == int(samples[1])
 
 
+@pytest.mark.verified(
+    "report: trace buffers", by="the `trace` files of the same guest", on="6.12"
+)
 def test_trace_ends_as_the_kernels_own_file() -> None:
     guest = ftrace_guests.get("6.12")
     page = seen(guest.dump("vmcore"), [guest.kernel.vmlinux])

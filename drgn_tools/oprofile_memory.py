@@ -55,7 +55,7 @@ Note = Callable[[str], object]
 # More than any kernel lets one ask for, little enough to read: entries of a CPU's
 # array and of the event buffer, buckets and entries of dcookies, mappings of a task,
 # components of a path.
-_MAX_ENTRIES = 1 << 24
+_MAX_ENTRIES = 1 << 22
 _MAX_BUCKETS = 1 << 16
 _MAX_COOKIES = 1 << 20
 _MAX_VMAS = 1 << 17

@@ -14,7 +14,7 @@ from typing import Callable
 import numpy as np
 import pytest
 
-from drgn_tools import kernel_log, pages, print_fmt, ramoops, verify
+from drgn_tools import kernel_log, pages, print_fmt, pstore, ramoops, verify
 from drgn_tools.errors import DumpError
 from drgn_tools.formats import elf, flattened, kdump
 from drgn_tools.ftrace_text import TORN
@@ -22,7 +22,7 @@ from drgn_tools.plan import find_struct_pages, make_plan
 from drgn_tools.translate import Translator
 from drgn_tools.vmcore import open_vmcore
 from drgn_tools.vmcoreinfo import Vmcoreinfo
-from tests import regions
+from tests import regions, test_pstore
 from tests.fuzz.limits import within_limits
 from tests.fuzz.readers import machine
 from tests.synthetic import MIB, PAGE, VMEMMAP, Machine, vmcoreinfo_text, write_kdump
@@ -249,6 +249,19 @@ def test_region_that_is_full_of_zones(ecc: int) -> None:
     data = ring.image() * 30_000
     said = within_limits(lambda: len(ramoops.read_region(data).zones))
     assert 1000 < int(said) < 30_000
+
+
+def test_buffer_of_pstore_that_is_not_there() -> None:
+    kernel, _ = test_pstore.full("6.12", 1, 0, 10)
+    info = kernel.psinfo("ramoops", 0, b"Panic#1 Part1")
+    at = info + kernel.member("struct pstore_info", "bufsize")
+    largest = (1 << 27) - 1
+    kernel.poke(at, struct.pack("<Q", largest))
+    # Nothing of it is read for its own sake: there is no room for it.
+    said = within_limits(
+        lambda: len(list(pstore.for_each_pstore_zone(kernel.prog))), 64 << 20
+    )
+    assert said == "6"
 
 
 # --- struct pages -----------------------------------------------------------------

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-How fast function traces of ramoops are decoded, merged and printed
--------------------------------------------------------------------
+How fast function traces of ramoops are decoded, merged, printed and written
+----------------------------------------------------------------------------
 
     python -m benchmarks.pstore [--records 1000000] [--cpus 4] [--runs 5]
 
 One boot's records on as many zones as there are CPUs, in no order among them, of
-4,000 functions. Printing is as ``drgn-tools pstore --raw --symbols`` does it, to
-/dev/null.
+4,000 functions, each called by any other, which is the worst there can be for what
+remembers names. Printing is as ``drgn-tools pstore --raw --symbols`` does it, to
+/dev/null; files are those of its ``-o``. Seconds are those of a CPU.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import tempfile
 import time
 from itertools import islice
 
 import numpy as np
 
 from benchmarks.report import machine, table
+from drgn_tools.export import function_trace
 from drgn_tools.pstore_records import (
     LP64,
     Trace,
@@ -67,6 +70,24 @@ def show(trace: Trace, symbols: Symbols) -> None:
             out.write("\n".join(chunk) + "\n")
 
 
+def write(trace: Trace, symbols: Symbols, kind: str, path: str) -> None:
+    """All of it, for another tool."""
+    records = trace.records
+    boot = function_trace.Boot(
+        0,
+        records,
+        records["ip"],
+        records["parent_ip"],
+        symbols.function,
+        symbols.place,
+    )
+    function_trace.write(path, kind, [boot], LP64)
+
+
+# Kinds of files, and what they are for.
+_FILES = {"perfetto": "write for Perfetto", "trace.dat": "write for trace-cmd"}
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser()
@@ -78,26 +99,36 @@ def main() -> None:
     symbols = Symbols([(TEXT + 64 * n, f"function_{n}") for n in range(FUNCTIONS + 1)])
     print(machine(["numpy"]), end="\n\n")
     times: dict[str, list[float]] = {"decode and merge": [], "print": []}
-    for _ in range(chosen.runs):
-        start = time.perf_counter()
-        trace = decode(contents)
-        middle = time.perf_counter()
-        show(trace, symbols)
-        times["decode and merge"].append(middle - start)
-        times["print"].append(time.perf_counter() - middle)
-        assert len(trace.records) == chosen.records
-        assert not trace.lost_total
+    times.update({what: [] for what in _FILES.values()})
+    sizes: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "trace")
+        for _ in range(chosen.runs):
+            start = time.process_time()
+            trace = decode(contents)
+            middle = time.process_time()
+            show(trace, symbols)
+            times["decode and merge"].append(middle - start)
+            times["print"].append(time.process_time() - middle)
+            for kind, what in _FILES.items():
+                start = time.process_time()
+                write(trace, symbols, kind, path)
+                times[what].append(time.process_time() - start)
+                sizes[what] = os.path.getsize(path)
+            assert len(trace.records) == chosen.records
+            assert not trace.lost_total
     rows = [
         [
             what,
             f"{statistics.median(seconds):.2f}",
             f"{min(seconds):.2f}",
             f"{chosen.records / statistics.median(seconds):,.0f}",
+            f"{sizes[what] / 1e6:.0f}" if what in sizes else "-",
         ]
         for what, seconds in times.items()
     ]
     print(f"{chosen.records:,} records in {chosen.cpus} zones:\n")
-    print(table(["what", "median s>", "least s>", "records/s>"], rows))
+    print(table(["what", "median CPU s>", "least>", "records/s>", "MB>"], rows))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import NoReturn
 
 import click
@@ -12,8 +13,8 @@ import click
 from drgn_tools.errors import DumpError
 from drgn_tools.start import complain, start
 
-# Each command's module, imported when the command is used; as --help lists them.
-_GROUPS = {
+#: Each command's module, imported when the command is used; as --help lists them.
+GROUPS = {
     "Take a dump": {
         "extract": "drgn_tools.capture_commands",
         "verify": "drgn_tools.capture_commands",
@@ -33,7 +34,7 @@ _GROUPS = {
     },
 }
 _COMMANDS = {
-    name: module for group in _GROUPS.values() for name, module in group.items()
+    name: module for group in GROUPS.values() for name, module in group.items()
 }
 
 _EPILOG = """\b
@@ -55,6 +56,7 @@ class _LazyGroup(click.Group):
         try:
             command: click.Command = getattr(importlib.import_module(module), cmd_name)
         except ModuleNotFoundError as error:
+            # A folder for a capture kernel lacks what needs drgn.
             if error.name != module:
                 raise
             return None
@@ -80,7 +82,7 @@ class _LazyGroup(click.Group):
         self, ctx: click.Context, formatter: click.HelpFormatter
     ) -> None:
         width = max(map(len, _COMMANDS))
-        for title, names in _GROUPS.items():
+        for title, names in GROUPS.items():
             rows = []
             for name in names:
                 command = self.get_command(ctx, name)
@@ -129,12 +131,11 @@ def commands(ctx: click.Context) -> int:
 
     FILES
 
-    Shells complete commands, options and page classes with the files in
+    Shells complete commands, options, page classes and file names with the files in
     share/bash-completion/completions, share/zsh/site-functions and
-    share/fish/vendor_completions.d. Elsewhere, for bash (and likewise for zsh and
-    fish), in ~/.bashrc:
-
-        eval "$(_DRGN_TOOLS_COMPLETE=bash_source drgn-tools)"
+    share/fish/vendor_completions.d. In a checkout they are in contrib/completion: for
+    bash, source drgn-tools.bash in ~/.bashrc; for zsh, put _drgn-tools into a folder
+    of fpath; for fish, put drgn-tools.fish into ~/.config/fish/completions.
 
     SEE ALSO
 
@@ -155,12 +156,17 @@ def _run() -> int:
     try:
         status = commands(prog_name="drgn-tools", standalone_mode=False)
     except click.UsageError as error:
-        name = error.ctx.command_path if error.ctx else "drgn-tools"
+        name = error.ctx.command_path if error.ctx else _named()
         complain(name, f"{error.format_message()} (see {name} --help)")
         return 2
     except click.ClickException as error:
         raise DumpError(str(error)) from None
     return status if isinstance(status, int) else 0
+
+
+def _named() -> str:
+    # click does not say everywhere whose options are wrong.
+    return " ".join(["drgn-tools", *(x for x in sys.argv[1:2] if x in _COMMANDS)])
 
 
 if __name__ == "__main__":

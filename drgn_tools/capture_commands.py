@@ -147,9 +147,8 @@ def extract(
     the disk. With -E it is an ELF core, in which pages that are left out read as
     zeros.
 
-    Levels are 1 to 12 for zlib, 1 to 9 for lzo, -7 to 19 for zstd. The level is 1 if
-    not given; for zlib 2 where many pages are the kernel's own. What --compress takes
-    by name, -c, -l, -p and -z take without a level.
+    --compress takes levels: 1 to 12 for zlib, 1 to 9 for lzo, -7 to 19 for zstd. The
+    level is 1 if not given; for zlib 2 where many pages are the kernel's own.
 
     page-table, zsmalloc and large-kmalloc are told from kernel on Linux 6.12 and
     later. Offline and poisoned pages are never read.
@@ -367,7 +366,7 @@ Examples:
 @options.as_json
 @options.quiet
 def info(dump: str, as_json: bool, quiet: bool) -> None:
-    """Say what DUMP is: kernel, crash time, memory, filtering, panic.
+    """Say what DUMP is: kernel, crash time, memory, panic.
 
     The panic is the line of the kernel log that tells why the kernel died.
 

@@ -419,10 +419,9 @@ def print_dump(
     :param force: It may replace a file.
     :raises DumpError: if the dump cannot be read or has no trace.
     """
-    import sys
-
     from drgn_tools.output import check_target
     from drgn_tools.program import open_dump, require_symbols
+    from drgn_tools.progress import printed
 
     if output is not None:
         check_target(output, force, (dump,))
@@ -431,4 +430,5 @@ def print_dump(
     if output is not None:
         ftrace_export(prog, output, force=force)
     else:
-        ftrace_dump(prog, instance, cpu, file=sys.stdout)
+        with printed() as out:
+            ftrace_dump(prog, instance, cpu, file=out)

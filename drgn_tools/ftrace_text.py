@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from typing import Callable
 
 from drgn import FaultError, Object, PlatformFlags, Program
-from drgn.helpers.linux.cpumask import for_each_online_cpu
 
 from drgn_tools import print_fmt
 from drgn_tools.ftrace_memory import (
@@ -41,11 +40,16 @@ from drgn_tools.print_fmt import (
     text,
 )
 from drgn_tools.ring_buffer import RingEvent, number
+from drgn_tools.variables import for_each_online_cpu
 
 Print = Callable[[RingEvent], str]
 
 #: What a record can make a function of it raise that trusts it.
-TORN = (struct.error, ValueError, IndexError, TypeError, OverflowError, KeyError)
+TORN = (
+    *(struct.error, ValueError, IndexError, TypeError, OverflowError, KeyError),
+    # Of a print format that has thousands of operators.
+    RecursionError,
+)
 _CACHE = 1 << 16
 
 

@@ -33,6 +33,8 @@ _ID_MASK = (1 << 62) - 1
 # In a caller_id: it is a CPU's number, not a thread's.
 _CALLER_CPU = 1 << 31
 _PAGE = 4096
+# Records that are looked for in vain: those of 8 MiB of text.
+_MAX_LOST = 1 << 18
 # Pages of a table that are kept: the log is read from front to back.
 _CACHED_PAGES = 64
 
@@ -130,6 +132,8 @@ class _Table:
         self._address = address
         self._lost = lost
         self._pages: dict[int, bytes | None] = {}
+        # Which page of it each page of memory is.
+        self._places: dict[int, int] = {}
 
     def read(self, at: int, size: int) -> bytes | None:
         """Part of it; None if any byte is missing."""
@@ -149,7 +153,12 @@ class _Table:
             self._pages.clear()
         page = None
         try:
-            page = self._kernel.read(number * _PAGE, _PAGE)
+            paddr, _ = self._kernel.translate(number * _PAGE)
+            if self._places.setdefault(paddr, number) == number:
+                page = self._kernel.read(number * _PAGE, _PAGE)
+            else:
+                # One page of memory could be a log of any length.
+                self._lost.damaged("its pages are used twice")
         except DumpError as error:
             self._lost.page(error)
         self._pages[number] = page
@@ -169,8 +178,10 @@ class _Lost:
     def page(self, why: DumpError) -> None:
         self._why = self._why or why
 
-    def record(self) -> None:
+    def record(self) -> bool:
+        """Whether it is worth while to look for others."""
         self._records += 1
+        return self._records < _MAX_LOST
 
     def rest(self) -> None:
         self._breaks_off = True
@@ -182,10 +193,11 @@ class _Lost:
         if self._records:
             self._warn(
                 f"{self._records} records of the kernel log could not be read, "
-                f"the first because {self._why}"
+                f"the first because {self._why or self._damage}"
             )
         if self._breaks_off:
-            self._warn(f"the kernel log breaks off because {self._why}")
+            why = self._why or self._damage
+            self._warn(f"the kernel log breaks off because {why}")
         if self._damage:
             self._warn(f"the kernel log is damaged: {self._damage}")
 
@@ -265,8 +277,10 @@ def _ring_records(
         index = number % count
         desc = descs.read(index * desc_size, desc_size)
         if desc is None:
-            lost.record()
-            continue
+            if lost.record():
+                continue
+            lost.rest()
+            break
         state = _word(desc, state_at)
         if state & _ID_MASK != number or state >> 62 not in (_COMMITTED, _FINALIZED):
             continue

@@ -558,6 +558,7 @@ def print_dump(
 
     from drgn_tools.output import check_target
     from drgn_tools.program import open_dump, require_symbols
+    from drgn_tools.progress import printed
 
     if output is not None:
         check_target(output, force, (dump,))
@@ -570,15 +571,16 @@ def print_dump(
         if as_json:
             _print_json(prog, sysroot, by, sys.stdout)
             return
-        oprofile_stats(prog, file=sys.stdout)
-        sys.stdout.write("\n")
-        oprofile_report(prog, by=by, sysroot=sysroot, file=sys.stdout)
-        if callgraph:
-            sys.stdout.write("\n")
-            oprofile_callgraph(prog, sysroot=sysroot, file=sys.stdout)
-        if samples:
-            sys.stdout.write("\n")
-            oprofile_samples(prog, sysroot=sysroot, file=sys.stdout)
+        with printed() as out:
+            oprofile_stats(prog, file=out)
+            out.write("\n")
+            oprofile_report(prog, by=by, sysroot=sysroot, file=out)
+            if callgraph:
+                out.write("\n")
+                oprofile_callgraph(prog, sysroot=sysroot, file=out)
+            if samples:
+                out.write("\n")
+                oprofile_samples(prog, sysroot=sysroot, file=out)
     except (LookupError, ValueError, FaultError) as error:
         raise DumpError(one_line(error)) from None
 

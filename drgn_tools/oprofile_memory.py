@@ -30,7 +30,6 @@ from drgn import (
     cast,
     container_of,
 )
-from drgn.helpers.linux.cpumask import for_each_cpu, for_each_possible_cpu
 from drgn.helpers.linux.mm import for_each_vma
 from drgn.helpers.linux.percpu import per_cpu
 
@@ -49,13 +48,14 @@ from drgn_tools.oprofile_records import (
 from drgn_tools.printing import one_line
 from drgn_tools.ring_buffer import for_each_ring_buffer_event, number
 from drgn_tools.symbols import ElfFile
+from drgn_tools.variables import for_each_cpu_in, for_each_possible_cpu, page_size
 
 Note = Callable[[str], object]
 
 # More than any kernel lets one ask for, little enough to read: entries of a CPU's
 # array and of the event buffer, buckets and entries of dcookies, mappings of a task,
 # components of a path.
-_MAX_ENTRIES = 1 << 24
+_MAX_ENTRIES = 1 << 22
 _MAX_BUCKETS = 1 << 16
 _MAX_COOKIES = 1 << 20
 _MAX_VMAS = 1 << 17
@@ -163,7 +163,7 @@ def cpu_buffers(prog: Program) -> Iterator[tuple[int, Object]]:
         cpus = for_each_possible_cpu(prog)
     except LookupError:
         # Until 2.6.27.
-        cpus = for_each_cpu(prog["cpu_possible_map"].address_of_())
+        cpus = for_each_cpu_in(prog["cpu_possible_map"].address_of_())
     for cpu in cpus:
         yield cpu, per_cpu(variable, cpu)
 
@@ -595,7 +595,7 @@ class Resolver:
         loaded = mm.read_()
         brk = loaded.start_brk.value_(), loaded.brk.value_()
         stack = loaded.start_stack.value_()
-        page = prog["PAGE_SIZE"].value_()
+        page = page_size(prog)
         last = -1
         for vma in islice(for_each_vma(mm), _MAX_VMAS):
             area = vma[0].read_()

@@ -10,11 +10,18 @@ import click
 
 from drgn_tools import options
 
+_EPILOG = """\b
+Examples:
+  drgn-tools pages vmcore
+  drgn-tools pages --image map.png vmcore
+"""
 
-@click.command()
-@click.argument("dump")
+
+@click.command(epilog=_EPILOG)
+@options.dump
 @click.option(
     "--image",
+    type=click.Path(),
     metavar="FILE",
     help="Draw all memory: FILE.png or FILE.svg.",
 )
@@ -30,7 +37,7 @@ def pages(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Say what the memory of DUMP was used for: by class, zone and node.
+    """Say what the memory of DUMP was used for: class, zone, node.
 
     DUMP is as for extract; /proc/kcore is the running kernel. Needs no debugging
     symbols.

@@ -120,7 +120,7 @@ def find_struct_pages(vmcore: Vmcore) -> StructPages:
     if info is None:
         raise DumpError(f"{vmcore.path} has no VMCOREINFO")
     layout = page_layout(info)
-    sections = mem_map(info, vmcore.kernel.read, vmcore.page_size, vmcore.max_pfn)
+    sections = mem_map(info, vmcore.kernel.read, vmcore.page_size, vmcore.ram_runs)
     if not sections:
         raise DumpError(f"{vmcore.path}: its memory map is empty")
     return StructPages(layout, sections)

@@ -85,6 +85,9 @@ _MAX_LENGTH = 1 << 17
 _MAX_DEPTH = 100
 # Columns of one value.
 _MAX_WIDTH = 4096
+# Values of a print format, each of which may be all of its record. Real ones have some
+# dozens.
+_MAX_VALUES = 512
 
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -737,11 +740,9 @@ class _Parser:
             raw = fn(data)
             code = "Q" if word == 8 else "I"
             words = struct.unpack_from(f"{order}{len(raw) // word}{code}", raw)
-            value = sum(w << 8 * word * i for i, w in enumerate(words))
-            groups = max((8 * word * len(words) + 31) // 32, 1)
-            return ",".join(
-                f"{value >> 32 * i & 0xFFFFFFFF:08x}" for i in reversed(range(groups))
-            )
+            digits = "".join(f"{value:0{2 * word}x}" for value in reversed(words))
+            digits = digits or "0" * 8
+            return ",".join(digits[i : i + 8] for i in range(0, len(digits), 8))
 
         return _Node(get, "str")
 
@@ -750,6 +751,8 @@ class _Parser:
         code = {1: "B", 2: "H", 4: "I", 8: "Q"}.get(width)
         if code is None or node.kind not in ("array", "dynamic"):
             raise Unsupported("an array of what is no number")
+        if count is not None and count.kind != "int":
+            raise Unsupported("an array of so much that is no number")
         fn, order = node.fn, self.order
         number = count.fn if count else None
 
@@ -768,6 +771,8 @@ class _Parser:
         if name in ("__builtin_expect", "likely", "unlikely", "__builtin_constant_p"):
             return first
         if name in ("__print_hex", "__print_hex_str") and len(arguments) == 2:
+            if arguments[1].kind != "int":
+                raise Unsupported(f"{name} of so much that is no number")
             if first.kind not in ("array", "dynamic"):
                 raise Unsupported(f"{name} of memory that is not in the record")
             length = arguments[1].fn
@@ -776,6 +781,8 @@ class _Parser:
             return _Node(lambda d: fn(d)[: max(length(d), 0)].hex(" "), "str")
         if name == "__print_array" and len(arguments) == 3:
             return self.array(first, arguments[1], arguments[2])
+        if first.kind != "int":
+            raise Unsupported(f"{name}() of what is no number")
         if name == "__print_ns_to_secs":
             return _Node(lambda d: fn(d) // 1_000_000_000, "int", 8, False)
         if name == "__print_ns_without_secs":
@@ -800,7 +807,7 @@ class _Parser:
                 size,
                 False,
             )
-        if name in _MACROS and first.kind == "int":
+        if name in _MACROS:
             shift, mask = _MACROS[name]
             return _Node(lambda d: fn(d) >> shift & mask, "int", 4, False)
         raise Unsupported(f"{name}()")
@@ -1054,7 +1061,12 @@ def compile_print_fmt(
     form = parser.strings()
     nodes: list[_Node] = []
     while parser.has(","):
-        nodes.append(parser.expression())
+        if len(nodes) == _MAX_VALUES:
+            raise Unsupported(f"more than {_MAX_VALUES} values")
+        try:
+            nodes.append(parser.expression())
+        except RecursionError:
+            raise Unsupported("it nests too deep") from None
     if parser.peek()[0]:
         raise Unsupported(f"{parser.peek()[1]!r}")
     template = ""

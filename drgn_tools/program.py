@@ -18,6 +18,7 @@ from drgn import MissingDebugInfoError, Program, ProgramFlags, RelocatableModule
 
 from drgn_tools.debug_packages import debug_package
 from drgn_tools.errors import DumpError
+from drgn_tools.progress import busy
 
 # Of the commands, those that need no debugging symbols, or can do without.
 _WITHOUT = "dmesg, extract, info, pages, pstore, report and verify work without"
@@ -47,7 +48,10 @@ def open_dump(dump: str, symbols: Sequence[str] = ()) -> Program:
                 pass
         except OSError as error:
             raise DumpError(f"cannot read {path}: {error.strerror}") from None
-    with contextlib.suppress(MissingDebugInfoError):
+    with (
+        busy("loading debugging symbols"),
+        contextlib.suppress(MissingDebugInfoError),
+    ):
         prog.load_debug_info(symbols, default=True)
     used = {
         os.path.realpath(module.debug_file_path)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 
 from drgn_tools.text import binary_size, printable, styled
 
@@ -25,6 +27,38 @@ def warn(text: str) -> None:
         print(f"{label} {printable(text)}", file=sys.stderr)
 
 
+class Printed:
+    """Standard output. On a terminal beside it, a line says how much went there."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._size = 0
+
+    def write(self, text: str, /) -> int:
+        """As a file's."""
+        self._size += len(text)
+        self._progress.update(self._size)
+        return sys.stdout.write(text)
+
+
+@contextlib.contextmanager
+def printed() -> Iterator[Printed]:
+    """Where a command prints what may be much."""
+    with Progress("printing", None) as progress:
+        # There, what is printed shows it.
+        progress.terminal &= not sys.stdout.isatty()
+        progress.begin()
+        yield Printed(progress)
+
+
+@contextlib.contextmanager
+def busy(what: str) -> Iterator[None]:
+    """A line while something is done that cannot tell how far it is."""
+    with Progress(what, None) as progress:
+        progress.begin()
+        yield
+
+
 class Progress:
     """
     A line that is written over while work goes on.
@@ -41,12 +75,20 @@ class Progress:
         self._next = self._start + _INTERVAL
         self._shown = False
         shown = not _silent and sys.stderr is not None
-        self._terminal = shown and sys.stderr.isatty()
+        #: Whether it is shown.
+        self.terminal = shown and sys.stderr.isatty()
+
+    def begin(self) -> None:
+        """Show that it has begun."""
+        if self.terminal:
+            self._shown = True
+            # What is said meanwhile takes its place.
+            print(f"{self._what} ...", end="\r", file=sys.stderr, flush=True)
 
     def update(self, done: int) -> None:
         """Show that *done* of the total is done, unless that was just shown."""
         now = time.monotonic()
-        if not self._terminal or now < self._next:
+        if not self.terminal or now < self._next:
             return
         self._next = now + _INTERVAL
         self._shown = True

@@ -1301,6 +1301,7 @@ def print_dump(
     """
     from drgn_tools.output import check_target
     from drgn_tools.program import missing_symbols, open_dump
+    from drgn_tools.progress import printed
     from drgn_tools.pstore_memory import PstoreError, has_debug_info
 
     if output is not None:
@@ -1317,7 +1318,8 @@ def print_dump(
     if output is not None:
         pstore_export(prog, output, boot="all" if boot is None else boot, force=force)
         return
-    (_print_json if as_json else _print_all)(prog, pstore, boot, sys.stdout)
+    with printed() as out:
+        (_print_json if as_json else _print_all)(prog, pstore, boot, out)
 
 
 def _trace_if_any(prog: Program, pstore: pstore_memory.Pstore) -> _Trace | None:

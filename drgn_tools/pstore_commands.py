@@ -23,7 +23,6 @@ _EPILOG = """\b
 --layout takes ramoops' parameters, separated by commas:
   mem_address, mem_size, record_size, console_size, ftrace_size,
   pmsg_size, ecc, and cpus (of which there may be; one ftrace zone each)
-Without, the zones are found by their signatures.
 
 \b
 Examples:
@@ -41,7 +40,11 @@ Examples:
     metavar="REGION",
     help="A copy of the memory instead of DUMP.",
 )
-@click.option("--layout", metavar="KEY=SIZE,…", help="How REGION is divided.")
+@click.option(
+    "--layout",
+    metavar="KEY=SIZE,…",
+    help="How REGION is divided; else its zones are found by their signatures.",
+)
 @click.option(
     "--symbols",
     type=click.Path(),
@@ -76,7 +79,7 @@ def pstore(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Print what pstore kept: kernel logs, console, traces, messages.
+    """Print what pstore kept: logs, console, traces, messages.
 
     Prints the zones of ramoops or pstore_zone, and what is in them; of DUMP also
     without debugging symbols, from Linux 6.0 on.

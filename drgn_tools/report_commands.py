@@ -9,10 +9,17 @@ import sys
 import click
 
 from drgn_tools import options
+from drgn_tools.decoding import decoder
+
+_EPILOG = """\b
+Examples:
+  drgn-tools report vmcore
+  drgn-tools report -o report.html --symbols vmlinux vmcore
+"""
 
 
-@click.command()
-@click.argument("dump")
+@click.command(epilog=_EPILOG)
+@options.dump
 @options.output("The page.  [default: report.html]")
 @options.force
 @options.symbols
@@ -26,18 +33,30 @@ def report(
     jobs: int | None,
     quiet: bool,
 ) -> None:
-    """Write one HTML page with all that DUMP tells: what died, when and of what.
+    """Write a page with all that DUMP tells, for a browser.
 
-    The page needs no network and no other file. It has the panic and the kernel log,
-    tasks and their stacks, a map of the memory, pstore, zram, oprofile and trace
-    buffers, and what of these was missing and why.
+    First what died, when and of what; then the kernel log, tasks and their stacks, a
+    map of the memory, pstore, zram, oprofile and the trace buffers, and what of these
+    was missing and why. The page is one file and needs no network. Tasks, and most of
+    what comes after them, need debugging symbols.
+
+    \f
+    Whatever strings are in the dump are shown as text: what cannot be seen is escaped,
+    and the page lets no script run but its own.
+
+    The page has at most 5 MB. Of each section, what there is no room for is left out,
+    and that is said there, with the command that prints all of it.
+
+    It has what was in the kernel's memory, and so it is written with mode 0600.
+
+    KEYS
+
+    In the page, / goes to the search, Enter to the next hit, Shift-Enter to the one
+    before, and Esc ends it. A click on a frame of the flame graph makes it as wide as
+    the page.
     """
-    from drgn_tools.decoding import decoder
-    from drgn_tools.progress import silence
     from drgn_tools.text import binary_size, printable
 
-    if quiet:
-        silence()
     path = output or "report.html"
     size = decoder("report").write_report(
         dump,

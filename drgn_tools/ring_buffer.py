@@ -19,7 +19,8 @@ from operator import attrgetter
 from typing import Any, Callable, NamedTuple
 
 from drgn import FaultError, Object, PlatformFlags, Program, Type, TypeKind
-from drgn.helpers.linux.cpumask import for_each_possible_cpu
+
+from drgn_tools.variables import for_each_possible_cpu, page_size
 
 __all__ = ("for_each_ring_buffer_event", "ring_buffer_cpus", "ring_buffer_stats")
 
@@ -169,7 +170,7 @@ def _layout(prog: Program) -> _Layout:
         pages.kind != TypeKind.POINTER,
         tuple(range(32)) if new else _old_kinds(little),
         little,
-        prog["PAGE_SIZE"].value_(),
+        page_size(prog),
     )
     prog.cache["drgn_tools_ring_buffer"] = found
     return found

@@ -143,6 +143,7 @@ class Vmcore(abc.ABC):
     ) -> None:
         self.path = path
         self.size = size
+        self._file_size = size
         self._fd = fd
         self._flat = flat
 
@@ -269,6 +270,9 @@ class Vmcore(abc.ABC):
 
     def _pread(self, size: int, offset: int) -> bytes:
         """What the file has at *offset*: less than *size* bytes only at its end."""
+        if size > _MIN_BITMAP:
+            # As much as is asked for is allocated, and a damaged header asks for a lot.
+            size = min(size, self._file_size - offset)
         parts = []
         while size > 0:
             try:
@@ -376,7 +380,8 @@ class _ElfVmcore(Vmcore):
     ) -> None:
         super().__init__(path, fd, size, flat)
         self._opener = os.getpid()
-        notes = b""
+        notes: list[bytes] = []
+        notes_size = 0
         loads = []
         places = []
         segments = elf.read_segments(self._pread)
@@ -386,11 +391,15 @@ class _ElfVmcore(Vmcore):
                 loads.append(elf.Load(paddr, memsz, vaddr))
                 places.append((offset, min(filesz, memsz)))
             elif kind == elf.PT_NOTE:
-                if filesz > _MAX_NOTES:
+                part = b""
+                if filesz <= _MAX_NOTES:
+                    part = self._pread(filesz, offset)
+                notes_size += len(part)
+                # More than the file has: the same ones again and again.
+                if filesz > _MAX_NOTES or notes_size > min(_MAX_NOTES, size):
                     raise DumpError("its notes are too large: damaged")
-                part = self._pread(filesz, offset)
                 self.lost_bytes += filesz - len(part)
-                notes += part
+                notes.append(part)
         with contextlib.suppress(OSError):
             self.live = os.path.samestat(os.fstat(fd), os.stat("/proc/kcore"))
         if self.live:
@@ -398,9 +407,8 @@ class _ElfVmcore(Vmcore):
             # At the end: nobody's offsets change. The first is what crash takes for
             # the sign of a live dump, with the task that wrote it, here none: it then
             # does not look for a panic on all stacks, and give up at one in motion.
-            notes += SNAP
-            notes += pack_note(b"DRGN_TOOLS", NT_LIVE, _LIVE_NOTE)
-        self._set_notes(notes)
+            notes += (SNAP, pack_note(b"DRGN_TOOLS", NT_LIVE, _LIVE_NOTE))
+        self._set_notes(b"".join(notes))
         self.loads = tuple(loads)
         # x86-64 has no other page size.
         self.page_size = _PAGE_SIZE
@@ -442,6 +450,10 @@ class _ElfVmcore(Vmcore):
             if start < end:
                 self._extents.append(_Extent(start, end, offset + start - paddr))
                 taken = end
+        # One may be damaged and overlap others. If all do, a small file is a lot of
+        # memory.
+        if not self.live and sum(e.end - e.paddr for e in self._extents) > 2 * size:
+            raise DumpError("damaged: segments share their data")
         self.data_runs = merge_runs([_pages_of(e.paddr, e.end) for e in self._extents])
         self._starts = [extent.paddr for extent in self._extents]
         # Per extent, the page frames that lie in it whole.
@@ -595,7 +607,9 @@ class _KdumpVmcore(Vmcore):
             self.nr_cpus = header.nr_cpus
         size_in_use = -(-header.max_mapnr // 8)
         self.ram_runs = bitmap_runs(
-            self._pread(size_in_use, header.bitmap_offset), header.max_mapnr
+            self._pread(size_in_use, header.bitmap_offset),
+            header.max_mapnr,
+            _MAX_RUNS,
         )
         self.data_runs = self.ram_runs
         self._bitmap = np.frombuffer(
@@ -718,6 +732,9 @@ class _KdumpVmcore(Vmcore):
 BITS_SET = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(
     axis=1, dtype=np.uint8
 )
+# Pieces of a machine's memory: Linux takes 3200 of firmware. In a bitmap they take two
+# bits, here hundreds of bytes, and to classify each a fraction of a millisecond.
+_MAX_RUNS = 1 << 13
 # Bytes of bitmap per entry of the rank table.
 _RANK_STEP = 512
 
@@ -729,10 +746,16 @@ def bitmap_slice(bitmap: Bytes, pfn: int, end_pfn: int) -> Bools:
     return bits[pfn - 8 * first : end_pfn - 8 * first].astype(np.bool_)
 
 
-def bitmap_runs(bitmap: bytes | Bytes, max_mapnr: int) -> list[Run]:
-    """Runs of set bits."""
+def bitmap_runs(
+    bitmap: bytes | Bytes, max_mapnr: int, most: int | None = None
+) -> list[Run]:
+    """
+    Runs of set bits.
+
+    :raises DumpError: if there are more than *most*.
+    """
     runs: list[Run] = []
-    step = 1 << 16
+    step = 1 << 13
     for start in range(0, len(bitmap), step):
         piece = bytes(bitmap[start : start + step])
         if not any(piece):
@@ -743,6 +766,8 @@ def bitmap_runs(bitmap: bytes | Bytes, max_mapnr: int) -> list[Run]:
             Run(first, min(end, max_mapnr))
             for first, end in edges.reshape(-1, 2).tolist()
         ]
+        if most is not None and len(runs) > most:
+            raise DumpError("damaged: its memory is in too many pieces")
     return merge_runs(runs)
 
 

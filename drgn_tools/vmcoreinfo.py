@@ -13,6 +13,10 @@ from typing import Callable
 
 from drgn_tools.errors import DumpError
 
+# The kernel's numbers are of 64 bits. Python takes quadratic time for decimal ones of
+# any length, and refuses to print what it has read of hexadecimal ones.
+_MAX_DIGITS = 64
+
 
 class Vmcoreinfo:
     """
@@ -65,6 +69,8 @@ class Vmcoreinfo:
         if value is None:
             return None
         try:
+            if len(value) > _MAX_DIGITS:
+                raise ValueError
             return int(value, base)
         except ValueError:
             raise DumpError(f"VMCOREINFO is damaged: {key} is {value[:40]!r}") from None

@@ -135,19 +135,21 @@ def _run(
     as_json: bool,
 ) -> None:
     from drgn_tools import zram as helpers
+    from drgn_tools.progress import printed
 
-    out = sys.stdout
-    if stat is not None:
-        name = stat.replace("-", "_")
-        getattr(helpers, f"zram_{name}")(prog, device, file=out)
-    elif streams:
-        helpers.zram_streams(prog, device, file=out)
-    elif pools:
-        helpers.zram_pools(prog, device, file=out)
-    elif as_json:
-        _print_json(prog, device, out)
-    else:
-        helpers.zram_devices(prog, file=out)
+    if as_json:
+        _print_json(prog, device, sys.stdout)
+        return
+    with printed() as out:
+        if stat is not None:
+            name = stat.replace("-", "_")
+            getattr(helpers, f"zram_{name}")(prog, device, file=out)
+        elif streams:
+            helpers.zram_streams(prog, device, file=out)
+        elif pools:
+            helpers.zram_pools(prog, device, file=out)
+        else:
+            helpers.zram_devices(prog, file=out)
 
 
 # What is missing, one line each; the rest is in --json's list.
@@ -194,6 +196,7 @@ def _device(zram: Object) -> dict[str, Any]:
 
 def _told(zram: Object) -> dict[str, Any]:
     from drgn_tools import zram as helpers
+    from drgn_tools.progress import Progress
     from drgn_tools.zram_table import where
     from drgn_tools.zsmalloc import zs_classes
 
@@ -201,8 +204,11 @@ def _told(zram: Object) -> dict[str, Any]:
     if not device.disksize:
         return device._asdict()
     kinds: dict[str, int] = {}
-    for slot in helpers.for_each_zram_slot(zram):
-        kinds[slot.kind] = kinds.get(slot.kind, 0) + 1
+    # Pages of 4 KiB or more: what is said is how far it is at least.
+    with Progress(device.name, device.disksize >> 12) as progress:
+        for slot in helpers.for_each_zram_slot(zram):
+            kinds[slot.kind] = kinds.get(slot.kind, 0) + 1
+            progress.update(slot.index)
     return {
         **device._asdict(),
         "ratio": device.ratio,

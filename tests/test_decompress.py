@@ -78,6 +78,9 @@ LZO_RLE = {
 }
 
 
+@pytest.mark.verified(
+    "zram: each compressor's pages", by="pages that a kernel compressed", on="bytes"
+)
 @pytest.mark.parametrize("name", LZO_RLE)
 def test_lzo_rle_of_the_kernel(name: str) -> None:
     page, text = LZO_RLE[name]
@@ -89,6 +92,9 @@ def test_lzo_rle_of_the_kernel(name: str) -> None:
         assert found == (page, len(stream))
 
 
+@pytest.mark.verified(
+    "zram: each compressor's pages", by="the compressors' own libraries", on="bytes"
+)
 @every_algorithm
 @pytest.mark.parametrize("size", [4096, 16384])
 def test_what_libraries_compressed(algorithm: str, size: int) -> None:

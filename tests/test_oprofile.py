@@ -97,6 +97,11 @@ def ringed(request: pytest.FixtureRequest) -> OprofileKernel:
 # --- the CPUs' buffers
 
 
+@pytest.mark.verified(
+    "oprofile: samples in the CPUs' buffers",
+    by="structures made as in 2.6.28 to 5.10",
+    on="bytes",
+)
 def test_unread_samples(kernel: OprofileKernel) -> None:
     task = busy(kernel)
     some = [words(KERNEL_PC + i, i % 3) for i in range(300)]
@@ -220,6 +225,11 @@ def halves(*values: int) -> list[int]:
     return [half for v in values for half in (v & 0xFFFFFFFF, v >> 32)]
 
 
+@pytest.mark.verified(
+    "oprofile: samples of AMD's IBS, and on Xen",
+    by="structures made as in 2.6.28 to 5.10",
+    on="bytes",
+)
 def test_ibs(kernel: OprofileKernel) -> None:
     task = busy(kernel)
     values = halves(KERNEL_PC, 1, 2, 3, 0x7FFF12345678, 0x98765432)

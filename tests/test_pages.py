@@ -71,6 +71,12 @@ def check(pages: StructPages, layout: PageLayout | None = None) -> None:
 # --- one class after the other ----------------------------------------------------
 
 
+@pytest.mark.verified(
+    "pages: the class of each page",
+    by="struct pages made as in 4.18, 5.10, 6.1, 6.3, 6.6, 6.9, 6.10, 6.11, 6.12, 7.1, "
+    "7.2",
+    on="bytes",
+)
 @every_generation
 def test_every_class(generation: Generation) -> None:
     pages = StructPages(generation, 8192, 4096)
@@ -635,7 +641,7 @@ def test_section_flags(flags: int, tmp_path: Path) -> None:
     write_elf(path, machine.loads(), machine.notes())
     with open_vmcore(str(path)) as vmcore:
         assert vmcore.vmcoreinfo is not None
-        sections = mem_map(vmcore.vmcoreinfo, vmcore.kernel.read, PAGE, vmcore.max_pfn)
+        sections = mem_map(vmcore.vmcoreinfo, vmcore.kernel.read, PAGE, vmcore.ram_runs)
         assert [section.pfn for section in sections] == [0, 4096]
         for section in sections:
             assert section.vaddr == machine.vmemmap + 64 * section.pfn

@@ -111,6 +111,11 @@ def full(
     return kernel, lines
 
 
+@pytest.mark.verified(
+    "pstore: zones in a dump",
+    by="structures made as in 3.10, 4.9, 4.10, 5.10, 6.12, 7.2",
+    on="bytes",
+)
 @pytest.mark.parametrize("ecc", [0, 16])
 @pytest.mark.parametrize("cpus", [1, 4])
 @pytest.mark.parametrize("count", [50, 2000])
@@ -192,6 +197,9 @@ def test_module_without_debug_info_of_unknown_layout() -> None:
         list(pstore.for_each_pstore_zone(kernel.prog))
 
 
+@pytest.mark.verified(
+    "pstore: zones in a dump", by="structures of a 32-bit kernel", on="bytes"
+)
 def test_32_bits() -> None:
     kernel = FakeKernel("5.10", platform=ILP32)
     kernel.variables["__per_cpu_offset"] = "bytes32", kernel.allocate(32), "setup.c"
@@ -535,6 +543,11 @@ def psz_dmesg(text: bytes, *, compressed: bool) -> bytes:
     )
 
 
+@pytest.mark.verified(
+    "pstore: zones of pstore_blk (pstore_zone)",
+    by="structures made as in 5.10 to 7.2",
+    on="bytes",
+)
 @pytest.mark.parametrize("without", [(), ("struct psz_context", "struct pstore_zone")])
 def test_pstore_zone(without: tuple[str, ...]) -> None:
     kernel = FakeKernel("5.10", without=without)

@@ -62,6 +62,11 @@ def packed(name: str, count: int, cpus: int = 4) -> bytes:
     return result
 
 
+@pytest.mark.verified(
+    "pstore: function trace (`--raw`)",
+    by="records in each format: before and since 4.10, 32 and 64 bit, both byte orders",
+    on="bytes",
+)
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("torn", [0, 1, 5])
 def test_every_format(name: str, torn: int) -> None:
@@ -335,6 +340,11 @@ COMPRESSED = {
 }
 
 
+@pytest.mark.verified(
+    "pstore: logs of oopses and panics (`--raw`)",
+    by="the compressors' own libraries",
+    on="bytes",
+)
 @pytest.mark.parametrize("name", COMPRESSED)
 @pytest.mark.parametrize("known", [False, True])
 def test_every_compression(name: str, known: bool) -> None:

@@ -90,6 +90,11 @@ def test_parity_is_the_kernels(data: str, parity: str) -> None:
     assert (same == block).all()
 
 
+@pytest.mark.verified(
+    "pstore: errors corrected (ECC)",
+    by="reedsolo, another Reed-Solomon coder",
+    on="bytes",
+)
 @pytest.mark.parametrize(("size", "length"), [(16, 128), (16, 5), (4, 200), (7, 64)])
 def test_correction_is_the_librarys(size: int, length: int) -> None:
     chance = random.Random(size)

@@ -78,6 +78,11 @@ def test_a_buffer_that_nobody_has_read(kernel: RingKernel) -> None:
     assert notes == []
 
 
+@pytest.mark.verified(
+    "ftrace: the ring buffer's layouts",
+    by="structures made as in 2.6.28, 2.6.30, 2.6.31, 2.6.32, 5.10, 6.8, 7.2",
+    on="bytes",
+)
 def test_events_are_whole(kernel: RingKernel) -> None:
     sizes = [4, 28, 32, 112, 116, 500]
     items = [Data(bytes([i]) * size) for i, size in enumerate(sizes)]

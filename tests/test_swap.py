@@ -196,6 +196,9 @@ def test_marks(bits: int, note: str) -> None:
 # --- swapped out
 
 
+@pytest.mark.verified(
+    "swap: where pages are", by="structures made as in 5.10, 6.1, 6.12, 7.2", on="bytes"
+)
 def test_order_of_places(kernel: SwapKernel, device: dict[int, zram.ZramPage]) -> None:
     """Whatever is further behind, the first place is the right one."""
     kernel.swap_out(START, 700)
@@ -499,6 +502,9 @@ def test_unknown_pools(kernel: SwapKernel) -> None:
     assert one(kernel).note == "zswap keeps pages in zfuture, which is unknown"
 
 
+@pytest.mark.verified(
+    "swap: pages in zswap", by="structures made as in 5.10, 6.1, 6.12, 7.2", on="bytes"
+)
 def test_z3fold() -> None:
     """First, middle and last of a page, and one alone, as mm/z3fold.c has them."""
     kernel = SwapKernel("5.10")
@@ -923,7 +929,9 @@ def test_command_lines(tmp_path: Path) -> None:
     (tmp_path / "dump").write_bytes(b"no dump")
     dump = str(tmp_path / "dump")
     for arguments, status in (
-        ([dump], 2),
+        ([dump], 1),
+        ([dump, "--address", "1"], 2),
+        ([dump, "--address=1", "--size=1", "-o", "file"], 2),
         ([dump, "--pid", "0"], 2),
         ([dump, "--pid", "1", "--size", "1"], 2),
         ([dump, "--pid", "1", "--address", "-1"], 2),

@@ -85,6 +85,11 @@ def kind_of(index: int, era: str) -> str:
     return (*names, "compressed", "compressed")[index % 6]
 
 
+@pytest.mark.verified(
+    "zram: layouts, 64 and 32 bit, both byte orders",
+    by="structures made as in 3.13, 4.0, 4.7, 4.14, 5.10, 6.1, 6.5, 6.12, 6.16, 7.2",
+    on="bytes",
+)
 @pytest.mark.parametrize("era", ERAS)
 @pytest.mark.parametrize("platform", [LP64, BIG, ILP32], ids=["", "big", "32-bit"])
 def test_all_layouts(era: str, platform: Platform) -> None:

@@ -11,7 +11,7 @@ by number, so that an event takes some thirty bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from drgn_tools.export.protobuf import message, number, text, varint
 
@@ -24,7 +24,7 @@ _UUID, _PARENT, _NAME, _ORDERING, _RANK, _DESCRIPTION = 1, 5, 2, 11, 12, 14
 _EXPLICIT = 3
 # Of TrackEvent, and of DebugAnnotation.
 _ANNOTATION, _TYPE, _NAME_IID, _TRACK = 4, 9, 10, 11
-_BEGIN, _END, _INSTANT = 1, 2, 3
+_KINDS = {"begin": 1, "end": 2, "instant": 3}
 _ANNOTATION_IID, _ANNOTATION_TEXT_IID, _ANNOTATION_TEXT = 1, 17, 6
 # Of InternedData.
 _EVENT_NAMES, _ANNOTATION_NAMES, _ANNOTATION_TEXTS = 2, 3, 29
@@ -32,8 +32,12 @@ _EVENT_NAMES, _ANNOTATION_NAMES, _ANNOTATION_TEXTS = 2, 3, 29
 _CLEARED, _NEEDED = 1, 2
 
 _CHUNK = 1 << 18
-# How many events are kept made, for the next that differs in its time alone.
+_Key = TypeVar("_Key")
+# How much of what comes again is kept.
 _KEPT = 1 << 16
+# Numbers of up to 14 bits, and the low 14 bits of one whose others follow.
+_SMALL = [varint(number_) for number_ in range(1 << 14)]
+_LOW = [bytes((low & 0x7F | 0x80, low >> 7 | 0x80)) for low in range(1 << 14)]
 
 
 class Track(NamedTuple):
@@ -107,44 +111,60 @@ class Sequence:
         """Return what is in the file of some items, in pieces of some size."""
         sequence, needed = self._sequence, number(_FLAGS, _NEEDED)
         chunk = bytearray(message(_PACKET, sequence, number(_FLAGS, _CLEARED)))
-        made: dict[object, bytes] = {}
+        # What comes again and again: there may be millions.
+        fixed = sequence + needed + varint(_TRACK_EVENT << 3 | 2)
+        heads: dict[tuple[int, str, str], bytes] = {}
+        details: dict[tuple[tuple[str, str], ...], bytes] = {}
+        upper, high = 0, varint(0)
         for item in items:
             if not isinstance(item, Event):
                 chunk += message(_PACKET, sequence, _other(item))
                 continue
-            key = item[1:]
-            rest = made.get(key)
-            if rest is None:
-                rest = sequence + needed + self._body(item)
-                if self._new:
-                    interned = message(_INTERNED, self._new)
-                    chunk += message(_PACKET, sequence, needed, interned)
-                    self._new = b""
-                if len(made) >= _KEPT:
-                    made.clear()
-                made[key] = rest
-            time = varint(item.time)
-            # _PACKET, its length, and _TIMESTAMP.
-            chunk += b"\x0a" + varint(len(rest) + len(time) + 1) + b"\x40" + time + rest
+            time, key, said = item[0], item[1:4], item[4]
+            head = heads.get(key)
+            if head is None:
+                head = _keep(heads, key, self._head(*key))
+            notes = details.get(said)
+            if notes is None:
+                notes = _keep(details, said, self._details(said))
+            if self._new:
+                interned = message(_INTERNED, self._new)
+                chunk += message(_PACKET, sequence, needed, interned)
+                self._new = b""
+            if time >> 14 != upper:
+                upper = time >> 14
+                high = varint(upper)
+            size = len(head) + len(notes)
+            length = _SMALL[size] if size < 1 << 14 else varint(size)
+            when = _LOW[time & 0x3FFF] + high if upper else _SMALL[time]
+            # Of all that follows the length.
+            size += 1 + len(when) + len(fixed) + len(length)
+            chunk += b"\x0a"
+            chunk += _SMALL[size] if size < 1 << 14 else varint(size)
+            chunk += b"\x40" + when
+            chunk += fixed + length + head + notes
             if len(chunk) >= _CHUNK:
                 yield bytes(chunk)
                 chunk.clear()
         yield bytes(chunk)
 
-    def _body(self, event: Event) -> bytes:
-        kind = {"begin": _BEGIN, "end": _END, "instant": _INSTANT}[event.kind]
-        parts = [number(_TRACK, event.track), number(_TYPE, kind)]
-        if event.name:
-            parts.append(number(_NAME_IID, self._number(_EVENT_NAMES, event.name)))
-        for name, said in event.details:
+    def _head(self, track: int, kind: str, name: str) -> bytes:
+        head = number(_TRACK, track) + number(_TYPE, _KINDS[kind])
+        if name:
+            head += number(_NAME_IID, self._number(_EVENT_NAMES, name))
+        return head
+
+    def _details(self, details: tuple[tuple[str, str], ...]) -> bytes:
+        made = b""
+        for name, said in details:
             of = number(_ANNOTATION_IID, self._number(_ANNOTATION_NAMES, name))
             if name in self._often:
                 iid = self._number(_ANNOTATION_TEXTS, said)
                 value = number(_ANNOTATION_TEXT_IID, iid)
             else:
                 value = text(_ANNOTATION_TEXT, said)
-            parts.append(message(_ANNOTATION, of, value))
-        return message(_TRACK_EVENT, *parts)
+            made += message(_ANNOTATION, of, value)
+        return made
 
     def _number(self, kind: int, name: str) -> int:
         known = self._known[kind]
@@ -153,6 +173,13 @@ class Sequence:
             iid = known[name] = len(known) + 1
             self._new += message(kind, number(1, iid), text(2, name))
         return iid
+
+
+def _keep(kept: dict[_Key, bytes], key: _Key, made: bytes) -> bytes:
+    if len(kept) >= _KEPT:
+        kept.clear()
+    kept[key] = made
+    return made
 
 
 def _other(item: Track | Thread | KernelEvent) -> bytes:

@@ -117,6 +117,8 @@ class Report(NamedTuple):
     title: str
     headline: str
     """What died of what."""
+    died: bool
+    """False if the kernel was alive."""
     verdicts: Sequence[tuple[str, str]]
     """Each a status as a section has it, and a line: of the dump, for instance."""
     facts: Facts
@@ -186,6 +188,10 @@ class _Room:
         return _Html("".join(fitting)), _NOTHING
 
 
+def _figure(caption: str, content: _Html) -> _Html:
+    return _tag("figure", _tag("figcaption", caption), content)
+
+
 def _facts(block: Facts, room: _Room) -> _Html:
     rows = (
         _tag("div", _tag("dt", name), _tag("dd", value)) for name, value in block.rows
@@ -211,7 +217,6 @@ def _table(block: Table, room: _Room) -> _Html:
     body, rest = room.fit(rows, len(block.rows), "rows")
     table = _tag(
         "table",
-        _tag("caption", block.caption),
         _tag("thead", _tag("tr", *row("th", block.head, "col"))),
         _tag("tbody", body),
     )
@@ -224,7 +229,7 @@ def _table(block: Table, room: _Room) -> _Html:
         role="region",
         aria_label=block.caption,
     )
-    return _joined(scrolled, rest)
+    return _joined(_figure(block.caption, scrolled), rest)
 
 
 def _lines(block: Lines, room: _Room) -> _Html:
@@ -237,7 +242,7 @@ def _lines(block: Lines, room: _Room) -> _Html:
     text = _joined(_tag("pre", _NEWLINE, content, tabindex="0"), rest)
     if block.folded:
         return _tag("details", _tag("summary", block.caption), text)
-    return _tag("figure", _tag("figcaption", block.caption), text)
+    return _figure(block.caption, text)
 
 
 def _picture(block: Picture, room: _Room) -> _Html:
@@ -248,7 +253,7 @@ def _picture(block: Picture, room: _Room) -> _Html:
     )
     if not room.taken(image):
         return _tag("p", "No room on this page for the picture.", class_="note")
-    return _tag("figure", _tag("figcaption", block.caption), image)
+    return _figure(block.caption, image)
 
 
 class _Node:
@@ -316,8 +321,7 @@ def _flame(block: Flame, room: _Room) -> _Html:
         role="img",
         aria_label=block.caption,
     )
-    caption = _tag("figcaption", block.caption)
-    return _joined(_tag("figure", caption, graph, class_="flame"), rest)
+    return _joined(_figure(block.caption, graph), rest)
 
 
 def _hint(block: Hint, room: _Room) -> _Html:
@@ -359,13 +363,13 @@ def _section(section: Section) -> _Html:
 
 
 def _missing(sections: Sequence[Section]) -> Section:
-    rows = [
-        (section.title, note)
-        for section in sections
-        if section.status != "none"
-        for note in section.notes
-    ]
-    table = Table("What this page lacks", ("Section", "What, and why"), rows)
+    # Each reason once, with the sections that it holds for.
+    reasons: dict[str, list[str]] = {}
+    for section in sections:
+        for note in section.notes:
+            reasons.setdefault(note, []).append(section.title)
+    rows = [(", ".join(titles), note) for note, titles in reasons.items()]
+    table = Table("What this page lacks", ("SECTION", "WHAT, AND WHY"), rows)
     return Section(
         "missing",
         "What was missing",
@@ -392,23 +396,15 @@ def _head(report: Report) -> _Html:
             _tag("div", _lines(report.trace, room)),
             class_="columns",
         ),
+        class_="died" if report.died else None,
     )
 
 
 def _contents(sections: Sequence[Section]) -> _Html:
-    items = [
-        _tag(
-            "li",
-            _tag(
-                "a",
-                section.title,
-                _tag("span", class_="hits"),
-                _status(section.status),
-                href=f"#{section.key}",
-            ),
-        )
-        for section in sections
-    ]
+    def item(key: str, title: str, *status: _Html) -> _Html:
+        hits = _tag("span", class_="hits")
+        return _tag("li", _tag("a", title, hits, *status, href=f"#{key}"))
+
     search = _tag(
         "div",
         _tag("label", "Find ", _tag("kbd", "/"), for_="find"),
@@ -423,10 +419,9 @@ def _contents(sections: Sequence[Section]) -> _Html:
         id="search",
         role="search",
     )
-    summary = _tag("li", _tag("a", "Summary", href="#summary"))
-    return _tag(
-        "nav", search, _tag("ol", summary, *items), aria_label="Contents and search"
-    )
+    items = [item(each.key, each.title, _status(each.status)) for each in sections]
+    contents = _tag("ol", item("summary", "Summary"), *items)
+    return _tag("nav", search, contents, aria_label="Contents and search")
 
 
 def _policy(style: str, script: str) -> str:

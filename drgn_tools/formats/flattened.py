@@ -43,8 +43,10 @@ _MAX_END = 1 << 52
 # 24 bytes of memory for each. makedumpfile's have up to 64 KiB: 1 TiB of dump.
 _MAX_RECORDS = 1 << 24
 # Parts that no record has are zeros, which cost a hostile file nothing and us
-# memory. Real ones are in bitmaps: of all that 46 bits can address, two of 2 GiB.
+# memory. Real ones are in bitmaps: of all that 46 bits can address, two of 2 GiB. But
+# then there are struct pages, hundreds of times as many bytes as the bitmaps have.
 _MAX_HOLES = 1 << 32
+_FREE_HOLES = 1 << 26
 
 _Longs = npt.NDArray[np.int64]
 
@@ -161,7 +163,8 @@ class Index:
             raise DumpError("a flattened dump of nothing")
         self.size = self._ends[-1]
         """Of the dump."""
-        if self.size - file_size > _MAX_HOLES:
+        holes = self.size - file_size
+        if holes > min(_MAX_HOLES, max(file_size, _FREE_HOLES)):
             raise DumpError("damaged: a flattened dump that is mostly holes")
 
     def pread(self, size: int, offset: int) -> bytes:

@@ -165,6 +165,15 @@ def _ftrace(args: argparse.Namespace) -> int:
     return 0
 
 
+def _readers(args: argparse.Namespace) -> int:
+    # numpy and the command under test are not needed for anything else here.
+    from . import readers
+
+    for line in readers.compare_all(args.kind or [readers.SOURCE, *readers.OUTPUTS]):
+        print(line, flush=True)
+    return 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     # Its drgn is not needed for anything else here.
     from . import demo
@@ -226,6 +235,10 @@ def _parser() -> argparse.ArgumentParser:
     devices.add_argument("--jobs", type=int, default=2, help="boots at once")
     add("oprofile", _oprofile, "guests that oprofile takes samples of")
     add("ftrace", _ftrace, "guests that traced, and their own trace files")
+    compare = add("readers", _readers, "every page of every dump through four readers")
+    compare.add_argument(
+        "kind", nargs="*", help="source, or a kind of file that is made of it"
+    )
     add("demo", _demo, "crash a kernel, extract its dump, and open it with drgn")
     return parser
 

@@ -110,10 +110,8 @@ def _physical(vmcores: Sequence[Vmcore]) -> Read:
         while len(data) < size:
             at = paddr + len(data)
             for vmcore in vmcores:
-                if (
-                    not vmcore.part
-                    or vmcore.part.pfn <= at // PAGE < vmcore.part.end_pfn
-                ):
+                part = vmcore.part
+                if not part or part.pfn <= at // PAGE < part.end_pfn:
                     break
             data += vmcore.read(at, min(size - len(data), PAGE - at % PAGE))
         return data
@@ -146,7 +144,7 @@ _REGISTERS = """
 _PR_PID, _PR_REG = 32, 112
 
 # Said by libkdumpfile of itself.
-_OF_THE_LIBRARY = ("file.set.", "cache")
+_OF_THE_LIBRARY = ("file.set.", "file.description", "cache")
 
 
 def checkattr(argv: Sequence[str]) -> int:
@@ -212,6 +210,10 @@ def _attributes(vmcores: Sequence[Vmcore]) -> dict[str, Value]:
         known[f"linux.uts.{name}"] = field.decode()
     if first.header:
         known["linux.phys_base"] = first.header.phys_base
+    start, size = first.vmcoreinfo_place
+    for line in first.notes[start : start + size].decode().splitlines():
+        key, _, value = line.partition("=")
+        known[f"linux.vmcoreinfo.lines.{key}"] = value
     cpu = 0
     for note in iter_notes(first.notes):
         if note.name == b"ERASEINFO":

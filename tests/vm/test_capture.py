@@ -120,6 +120,11 @@ def _wait(vm: qemu.VM, level: int) -> Run:
     return Run(*map(int, said.groups()))
 
 
+@pytest.mark.verified(
+    "extract: in a capture kernel with crashkernel=256M",
+    by="MemAvailable while it writes, and exit status",
+    on="6.1",
+)
 @pytest.mark.parametrize("level", LEVELS)
 def test_little_memory_is_enough(
     capture: Capture, level: int, record_property: Callable[[str, object], None]
@@ -150,6 +155,11 @@ def test_nothing_but_the_dumps_is_left(capture: Capture) -> None:
         assert stat.S_IMODE(mode) == 0o600
 
 
+@pytest.mark.verified(
+    "extract: in a capture kernel with crashkernel=256M",
+    by="a copy of /proc/vmcore, page by page",
+    on="6.1",
+)
 @pytest.mark.parametrize("level", LEVELS)
 def test_pages_are_those_of_vmcore(
     capture: Capture, level: int, tmp_path: Path
@@ -160,6 +170,11 @@ def test_pages_are_those_of_vmcore(
     assert_reads_back(capture.vmcore, ours)
 
 
+@pytest.mark.verified(
+    "extract: in a capture kernel with crashkernel=256M",
+    by="drgn on a copy of /proc/vmcore",
+    on="6.1",
+)
 def test_drgn_lists_all_tasks(capture: Capture) -> None:
     outputs = [capture.outputs / str(level) for level in LEVELS]
     seen = []

@@ -11,14 +11,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from drgn_tools.errors import DumpError, MissingMemory
 from drgn_tools.translate import PAGE_PRESENT, PAGE_PSE, Translator
 from drgn_tools.vmcoreinfo import Vmcoreinfo
+from tests.synthetic import read_kdump
 
-from . import conformance, libkdumpfile, stand_ins
+from . import conformance, dumps, libkdumpfile, readers, stand_ins
+from .dumps import Dump, Spec
 from .libkdumpfile import Suite
 
 ROOT = Path(__file__).parents[2]
@@ -35,10 +39,13 @@ def test_every_case_is_listed(suite: Suite) -> None:
     counts = collections.Counter(conformance.by_us())
     assert set(counts.values()) == {1}
     assert set(counts) == conformance.cases(suite.scripts)
-    files = {path for path in suite.scripts.iterdir() if os.access(path, os.X_OK)}
-    scripts = {path.name for path in files if not path.suffix.isalpha()}
-    known = {*counts, *conformance.SHARED.split()}
-    assert {name for name in scripts if "." not in name} <= known
+    scripts = {
+        path.name
+        for path in suite.scripts.iterdir()
+        if path.read_bytes().startswith(b"#!")
+    }
+    assert len(scripts) > 100
+    assert scripts <= {*counts, *conformance.SHARED.split()}
 
 
 def test_docs_have_what_is_listed() -> None:
@@ -79,6 +86,11 @@ def run(suite: Suite, folder: Path, case: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.verified(
+    "extract: dumps of libkdumpfile's test suite",
+    by="libkdumpfile's own scripts",
+    on="bytes",
+)
 @pytest.mark.parametrize("case", conformance.READ.split())
 def test_read(case: str, suite: Suite, folder: Path) -> None:
     done = run(suite, folder, case)
@@ -101,6 +113,141 @@ def test_refused(case: str, said: str, suite: Suite, folder: Path) -> None:
     assert done.returncode != 0
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- its checkers, our writer -----------------------------------------------------
+
+WRITTEN = {**readers.OUTPUTS, "split": ["--split"], "stream": []}
+
+
+def write(dump: Dump, kind: str, folder: Path) -> list[Path]:
+    count = 3 if kind == "split" else 1
+    paths = [folder / f"{kind}-{number}" for number in range(count)]
+    argv = [sys.executable, "-m", "drgn_tools", "extract", *WRITTEN[kind]]
+    if kind == "stream":
+        done = subprocess.run([*argv, dump.path], capture_output=True)
+        paths[0].write_bytes(done.stdout)
+    else:
+        done = subprocess.run([*argv, dump.path, *paths], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return paths
+
+
+class Source(NamedTuple):
+    """A dump as pyelftools reads it, and what the guest said of itself."""
+
+    dump: Dump
+    vmcoreinfo: bytes
+    registers: list[bytes]
+    loads: list[tuple[int, int, int]]
+    """Physical address, offset in the file, size."""
+    kept: list[int]
+    """Physical addresses of pages that extract keeps."""
+
+    def read(self, paddr: int, size: int) -> bytes:
+        for start, offset, length in self.loads:
+            if start <= paddr and paddr + size <= start + length:
+                with self.dump.path.open("rb") as file:
+                    file.seek(offset + paddr - start)
+                    return file.read(size)
+        raise AssertionError(hex(paddr))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[Spec("6.1", 4, True), Spec("7.2", 5, True)],
+    ids=lambda spec: spec.name,
+)
+def source(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Source:
+    dump = next(d for d in dumps.both(request.param) if d.kind == "vmcore")
+    with dump.path.open("rb") as file:
+        elf = ELFFile(file)
+        loads = [
+            (h["p_paddr"], h["p_offset"], h["p_filesz"])
+            for h in (s.header for s in elf.iter_segments("PT_LOAD"))
+        ]
+        segments: Any = elf.iter_segments("PT_NOTE")
+        notes = [note for segment in segments for note in segment.iter_notes()]
+    (text,) = (n["n_descdata"] for n in notes if n["n_name"] == "VMCOREINFO")
+    registers = [n["n_descdata"] for n in notes if n["n_name"] == "CORE"]
+    assert len(registers) == 2
+    (path,) = write(dump, "none", tmp_path_factory.mktemp("kept"))
+    kept = [pfn * PAGE for pfn in sorted(read_kdump(path).pages)]
+    return Source(dump, text, registers, loads, kept)
+
+
+def attributes(source: Source, kind: str, parts: int) -> str:
+    """What checkattr shall find."""
+    text = source.vmcoreinfo.decode()
+    lines = dict(line.split("=", 1) for line in text.splitlines())
+    wanted = {
+        "file.set.number": f"number: {parts}",
+        "file.format": f"string: {'elf' if kind == 'elf' else 'diskdump'}",
+        "arch.name": "string: x86_64",
+        "arch.byte_order": "number: 1",
+        "arch.page_size": "number: 4096",
+        "arch.ptr_size": "number: 8",
+        "xen.type": "nil",
+        "linux.vmcoreinfo.raw": f"blob: {source.vmcoreinfo.hex()}",
+        "linux.uts.release": f"string: {source.dump.kernel.release}",
+        "linux.phys_base": f"address: {int(lines['NUMBER(phys_base)']) % (1 << 64)}",
+        "cpu.number": f"number: {len(source.registers)}",
+    }
+    if kind != "elf":
+        # In a header, which an ELF core has not.
+        version = source.dump.fact("version").decode().strip()
+        wanted |= {
+            "linux.uts.sysname": "string: Linux",
+            "linux.uts.version": f"string: {version[version.index('#') :]}",
+            "linux.uts.machine": "string: x86_64",
+        }
+    for key, value in lines.items():
+        wanted[f"linux.vmcoreinfo.lines.{key}"] = f"string: {value}"
+    for number, registers in enumerate(source.registers):
+        wanted[f"cpu.{number}.PRSTATUS"] = f"blob: {registers.hex()}"
+        rip = int.from_bytes(registers[240:248], "little")
+        wanted[f"cpu.{number}.reg.rip"] = f"number: {rip}"
+    return "".join(f"{key} = {value}\n" for key, value in wanted.items())
+
+
+@pytest.mark.verified(
+    "extract: libkdumpfile's checkers on the output",
+    by="libkdumpfile's dumpdata and checkattr",
+)
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_its_checkers_read_what_we_write(
+    kind: str, source: Source, suite: Suite, tmp_path: Path
+) -> None:
+    paths = write(source.dump, kind, tmp_path)
+
+    def theirs(name: str, *args: object, stdin: str = "") -> str:
+        done = subprocess.run(
+            [suite.programs / name, *map(str, args)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            env={"LD_LIBRARY_PATH": str(suite.libraries)},
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    theirs("checkattr", *paths, stdin=attributes(source, kind, len(paths)))
+
+    # By virtual address, through its own translation; as the guest said it.
+    symbols = source.dump.fact("symbols").decode()
+    banner = re.search(r"^(\w+) . linux_banner$", symbols, re.M)
+    assert banner
+    said = source.dump.fact("version")
+    files = ["-n", len(paths), "-o", "linux", *paths]
+    text = theirs("dumpdata", *files, f"KVADDR:0x{banner[1]}", len(said))
+    assert bytes.fromhex(text) == said
+
+    # And by physical ones.
+    for paddr in source.kept[:: len(source.kept) // 40]:
+        text = theirs("dumpdata", *files, hex(paddr), PAGE)
+        assert bytes.fromhex(text) == source.read(paddr, PAGE)
 
 
 # --- its page tables, our translator ----------------------------------------------
@@ -202,6 +349,11 @@ def ranges(config: str) -> list[tuple[int, int]]:
     return [(int(first, 16), int(last, 16)) for first, last in found]
 
 
+@pytest.mark.verified(
+    "extract: dumps of libkdumpfile's test suite",
+    by="libkdumpfile's translation of addresses",
+    on="bytes",
+)
 @pytest.mark.parametrize("case", conformance.TRANSLATED.split())
 def test_translated(case: str, suite: Suite, folder: Path) -> None:
     """Ends of its ranges, addresses within, and everything that is mapped."""
@@ -240,3 +392,20 @@ def test_translated(case: str, suite: Suite, folder: Path) -> None:
     assert theirs.translate(list(mine)) == list(mine.values())
     assert by_tables.translate(list(mine)) == list(mine.values())
     assert mine
+
+
+def test_what_is_not_mapped_is_not_translated(suite: Suite, tmp_path: Path) -> None:
+    """Of a case that we fail: all but one address is as it has it."""
+    case, system = "sys-xlat-x86_64-linux", "xlat-linux-x86_64-2.6.31-nover-reloc"
+    assert f"sysname={system}\n" in (suite.scripts / case).read_text()
+    ours = tables(suite, system, memory(suite, system, tmp_path / "memory"))
+    expected = (suite.scripts / f"{case}.expect").read_text()
+    lines = re.findall(r"^KVADDR:(\w+) -> \w+:(\w+)$", expected, re.M)
+    assert len(lines) == 6
+    unmapped = set()
+    for vaddr, paddr in lines:
+        try:
+            assert ours.translate(int(vaddr, 16))[0] == int(paddr, 16)
+        except DumpError:
+            unmapped.add(vaddr)
+    assert unmapped == {"0xffffffff81e10123"}

@@ -107,6 +107,10 @@ def case(
         core.unlink()
 
 
+@pytest.mark.verified(
+    "dmesg: the log of a dump",
+    by="makedumpfile --dump-dmesg and --partial-dmesg, to the byte",
+)
 @pytest.mark.parametrize("partial", [False, True], ids=["all", "partial"])
 def test_dmesg_is_makedumpfiles(case: Case, partial: bool, tmp_path: Path) -> None:
     options = ["--partial"] if partial else []
@@ -122,6 +126,7 @@ def test_dmesg_is_makedumpfiles(case: Case, partial: bool, tmp_path: Path) -> No
     assert dmesg(kdump, *options) == expected
 
 
+@pytest.mark.verified("dmesg: the log of a dump", by="dmesg in the same guest")
 def test_dmesg_is_the_guests(case: Case) -> None:
     """What the guest said before is the start of what the dump has."""
     guest = guest_lines(case.dump.fact("dmesg"))
@@ -176,6 +181,7 @@ def busy(
     return Busy(work / "dump", core, guest_lines(before), guest_lines(since))
 
 
+@pytest.mark.verified("dmesg: a log that went round", by="dmesg in the same guest")
 def test_busy_log(busy: Busy, tmp_path: Path) -> None:
     log = dmesg(busy.path)
     ours = as_the_guest_says(log)
@@ -197,6 +203,7 @@ def test_busy_log(busy: Busy, tmp_path: Path) -> None:
     assert len(differing) <= 1, differing
 
 
+@pytest.mark.verified("dmesg: since the log was cleared", by="dmesg in the same guest")
 def test_busy_log_since_it_was_cleared(busy: Busy, tmp_path: Path) -> None:
     log = dmesg(busy.path, "--partial")
     assert as_the_guest_says(log) == busy.since
@@ -220,6 +227,11 @@ def random_log(seed: int) -> list[LogLine]:
     return lines
 
 
+@pytest.mark.verified(
+    "dmesg: the log of a dump",
+    by="makedumpfile --dump-dmesg and --partial-dmesg, to the byte",
+    on="bytes",
+)
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", ["4.18", "4.18-caller", "5.10", "6.12"])
 def test_synthetic_logs_are_makedumpfiles(name: str, seed: int, tmp_path: Path) -> None:
@@ -242,6 +254,11 @@ def test_synthetic_logs_are_makedumpfiles(name: str, seed: int, tmp_path: Path) 
     assert since == makedumpfile(path, tmp_path, "--partial-dmesg")
 
 
+@pytest.mark.verified(
+    "dmesg: the log of a dump",
+    by="makedumpfile --dump-dmesg and --partial-dmesg, to the byte",
+    on="bytes",
+)
 def test_synthetic_plain_text_is_makedumpfiles(tmp_path: Path) -> None:
     # makedumpfile goes by the release.
     generation = BY_NAME["4.18"]._replace(name="3.4")

@@ -154,6 +154,10 @@ def struct_page(vmcore: Vmcore, pfn: int) -> Any:
     return np.frombuffer(raw, layout.dtype)[0]
 
 
+@pytest.mark.verified(
+    "extract: which pages a level keeps",
+    by="makedumpfile's bitmap, page frame by page frame, at -d 0 to 31",
+)
 @pytest.mark.parametrize("level", LEVELS)
 def test_same_pages_as_makedumpfile(
     case: Case, level: int, tmp_path: Path, record_property: Any
@@ -213,6 +217,12 @@ GUEST_SAYS = {
 }
 
 
+@pytest.mark.verified(
+    "extract: which pages a level keeps", by="/proc/kpageflags of the same guest"
+)
+@pytest.mark.verified(
+    "pages: the class of each page", by="/proc/kpageflags of the same guest"
+)
 def test_classes_as_the_guest_says(case: Case) -> None:
     """Our classes are those of the guest's own /proc/kpageflags.
 
@@ -248,6 +258,9 @@ def program(kernel: Kernel, path: Path) -> drgn.Program:
     return prog
 
 
+@pytest.mark.verified(
+    "extract: drgn opens the output", by="drgn on the whole dump: tasks, modules, log"
+)
 def test_drgn_sees_what_it_saw_before(case: Case, tmp_path: Path) -> None:
     """Tasks, modules and log of the filtered dump are those of the whole one."""
     filtered = tmp_path / "filtered.kdump"
@@ -295,6 +308,10 @@ def crash_says(kernel: Kernel, dump: Path) -> dict[str, str]:
 
 
 # QEMU's dumps are of a running guest: `bt -a` has no panic to start from.
+@pytest.mark.verified(
+    "extract: crash opens the output",
+    by="crash on makedumpfile's or on the whole dump: sys, ps, log, bt, kmem",
+)
 @pytest.mark.parametrize(
     "case", [c for c in CASES if c[1] == "vmcore"], ids=case_name, indirect=True
 )
@@ -323,6 +340,9 @@ def everyday() -> Dump:
     return next(d for d in dumps.both(Spec("6.1", 4, True)) if d.kind == "vmcore")
 
 
+@pytest.mark.verified(
+    "extract: crash reads every page, each codec", by="crash, page by page", on="6.1"
+)
 @pytest.mark.parametrize("codec", ["zlib", "lzo", "snappy", "zstd"])
 def test_crash_reads_every_page(everyday: Dump, codec: str, tmp_path: Path) -> None:
     target = tmp_path / "dump"
@@ -381,6 +401,11 @@ def test_output_is_the_same_whatever_jobs_is(everyday: Dump, tmp_path: Path) -> 
         assert_reads_back(everyday.path, other)
 
 
+@pytest.mark.verified(
+    "info: what a dump is",
+    by="what the bench knows of it: release, CPUs, panic",
+    on="6.1",
+)
 def test_info_without_debuginfo(everyday: Dump, tmp_path: Path) -> None:
     target = tmp_path / "dump"
     extract(everyday.path, target)

@@ -46,6 +46,9 @@ def flatten(dump: Dump, target: Path, *options: str) -> Path:
 FORMATS = {"lzo": ["-l"], "zlib": ["-c"], "zstd": ["-z"], "elf": ["-E"]}
 
 
+@pytest.mark.verified(
+    "extract: flattened dumps read", by="makedumpfile -R, to the byte", on="6.1"
+)
 @pytest.mark.parametrize("name", FORMATS)
 def test_flattened(name: str, everyday: Dump, tmp_path: Path) -> None:
     source = flatten(everyday, tmp_path / "flat", *FORMATS[name])
@@ -101,6 +104,9 @@ def test_cut_short(part: float, everyday: Dump, tmp_path: Path) -> None:
     assert set(apart.pages) == set(pfns.tolist())
 
 
+@pytest.mark.verified(
+    "extract: split dumps reassembled", by="makedumpfile --reassemble", on="6.1"
+)
 def test_split(everyday: Dump, tmp_path: Path) -> None:
     parts = [tmp_path / name for name in "abc"]
     options = ["-l", "-d", "31"]

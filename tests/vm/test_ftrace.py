@@ -82,6 +82,9 @@ def printed(prog: drgn.Program, instance: str | None) -> str:
 # --- as the trace file
 
 
+@pytest.mark.verified(
+    "ftrace: the text, line by line", by="the `trace` files of the same guest"
+)
 def test_it_is_the_trace_file(
     case: tuple[Guest, drgn.Program], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +144,7 @@ def test_the_guests_did_what_they_should(kernel: str) -> None:
     assert ("persistent" in trace) == ("large" in trace) == (kernel in ("6.12", "7.2"))
 
 
+@pytest.mark.verified("ftrace: records that were read", by="the buffer's own counters")
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_some_was_read(kernel: str, folder: Path) -> None:
     """What trace_pipe took is still there, and comes only when asked for."""
@@ -155,6 +159,9 @@ def test_some_was_read(kernel: str, folder: Path) -> None:
     assert before
 
 
+@pytest.mark.verified(
+    "ftrace: formats of events", by="the `format` files of the same guest"
+)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_formats_are_those_of_tracefs(kernel: str, folder: Path) -> None:
     events = TraceEvents(opened(dump(kernel, "qemu", folder), kernel))
@@ -269,6 +276,9 @@ def report(path: Path) -> dict[str, list[tuple[str, str, str, str]]]:
 OTHERWISE = ("plain", "options", "clock", "graph")
 
 
+@pytest.mark.verified(
+    "ftrace: trace.dat", by="trace-cmd report, and the `trace` files of the same guest"
+)
 def test_trace_cmd_shows_the_same(
     case: tuple[Guest, drgn.Program], tmp_path: Path
 ) -> None:
@@ -363,6 +373,11 @@ ftrace_dump(prog, file=sys.stdout)
 """
 
 
+@pytest.mark.verified(
+    "ftrace: the running kernel",
+    by="the `trace` files of the same guest, before and after",
+    on="6.12-bench",
+)
 def test_live_is_the_trace_file_and_stays(tmp_path: Path) -> None:
     kernel = kernels.get("6.12-bench")
     with qemu.booted(

@@ -156,6 +156,11 @@ def dracut(work: Path, kernel: Kernel, collector: str) -> tuple[Path, str]:
     return root / "image", said
 
 
+@pytest.mark.verified(
+    "kdump: dracut's image",
+    by="a crash of a guest, and drgn on what was saved",
+    on="6.1",
+)
 def test_dracut(
     kernel: Kernel, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -228,6 +233,11 @@ def kdump_tools_image(root: Path, kernel: Kernel) -> tuple[Path, str]:
     return root / f"var/lib/kdump/initrd.img-{kernel.release}", said
 
 
+@pytest.mark.verified(
+    "kdump: kdump-tools (`kdump-config savecore`)",
+    by="a crash of a guest, and drgn on what was saved",
+    on="6.1",
+)
 def test_kdump_tools(
     kernel: Kernel, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -258,6 +268,11 @@ def test_kdump_tools(
     tell(flow, "kdump-tools", record_property)
 
 
+@pytest.mark.verified(
+    "kdump: initramfs-tools' image",
+    by="a crash of a guest, and drgn on what was saved",
+    on="6.1",
+)
 def test_initramfs_tools(
     kernel: Kernel, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

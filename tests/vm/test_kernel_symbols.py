@@ -11,6 +11,10 @@ from drgn_tools.kernel_symbols import KernelSymbols
 from . import dumps
 
 
+@pytest.mark.verified(
+    "pstore: names of addresses without debugging symbols",
+    by="drgn, from vmlinux, every function",
+)
 @pytest.mark.parametrize("kernel", ["6.1", "7.2-bench"])
 def test_both_say_the_same(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (dump,) = (d for d in dumps.both(dumps.Spec(kernel)) if d.kind == "vmcore")

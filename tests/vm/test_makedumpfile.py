@@ -88,6 +88,9 @@ def assert_same_content(pfns: npt.NDArray[np.int64], ours: Path, theirs: Path) -
 # --- the command line -------------------------------------------------------------
 
 
+@pytest.mark.verified(
+    "drgn-makedumpfile: `--check-params`", by="makedumpfile's exit status", on="6.1"
+)
 def test_check_params_is_makedumpfiles(tmp_path: Path) -> None:
     """What the tests of ours say that makedumpfile does, it does."""
     peer = peers.argv("makedumpfile-sid")
@@ -110,6 +113,11 @@ TO_A_FILE = (
 )
 
 
+@pytest.mark.verified(
+    "drgn-makedumpfile: lines of the distributions' scripts",
+    by="makedumpfile: the same pages, words and exit status",
+    on="6.1",
+)
 @pytest.mark.parametrize("line", TO_A_FILE)
 def test_to_a_file(line: str, everyday: Dump, tmp_path: Path) -> None:
     ours, theirs = both(line, everyday, tmp_path)
@@ -132,6 +140,11 @@ ON_A_PIPE = (
 )
 
 
+@pytest.mark.verified(
+    "drgn-makedumpfile: lines of the distributions' scripts",
+    by="makedumpfile -R of our stream, and the reverse",
+    on="6.1",
+)
 @pytest.mark.parametrize("line", ON_A_PIPE)
 def test_on_a_pipe(line: str, everyday: Dump, tmp_path: Path) -> None:
     """Each rearranges what the other wrote."""
@@ -162,6 +175,11 @@ def test_on_a_pipe(line: str, everyday: Dump, tmp_path: Path) -> None:
     assert_same_content(pfns, files[0], theirs.folder / "vmcore")
 
 
+@pytest.mark.verified(
+    "drgn-makedumpfile: `--split`, `--reassemble`",
+    by="makedumpfile, each with the other's parts",
+    on="6.1",
+)
 @pytest.mark.parametrize("streams", [2, 3])
 def test_split(streams: int, everyday: Dump, tmp_path: Path) -> None:
     """Each reassembles what the other split."""
@@ -178,6 +196,9 @@ def test_split(streams: int, everyday: Dump, tmp_path: Path) -> None:
     assert_same_dump(everyday, 31, ours.folder / "vmcore", theirs.folder / "vmcore")
 
 
+@pytest.mark.verified(
+    "drgn-makedumpfile: `--dump-dmesg`", by="makedumpfile, to the byte", on="6.1"
+)
 @pytest.mark.parametrize(
     "line",
     [
@@ -242,6 +263,9 @@ def corrected(report: bytes, dump: Dump) -> dict[str, int]:
 
 # Not 0 and 1: at these it looks at no page of a kernel without PG_hwpoison, and
 # does not know the offline ones.
+@pytest.mark.verified(
+    "drgn-makedumpfile: counts of pages", by="makedumpfile's report", on="6.1"
+)
 @pytest.mark.parametrize("level", [2, 4, 8, 16, 23, 31])
 def test_report(level: int, everyday: Dump, tmp_path: Path) -> None:
     line = f"--show-stats --dry-run -d {level} -l /proc/vmcore out"
@@ -251,6 +275,11 @@ def test_report(level: int, everyday: Dump, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*/out"))
 
 
+@pytest.mark.verified(
+    "drgn-makedumpfile: `--mem-usage` of a dump",
+    by="a report of makedumpfile on it",
+    on="6.1",
+)
 def test_memory_usage(everyday: Dump, tmp_path: Path) -> None:
     """The counts are those of a report; it takes none but a live kernel's."""
     ours = run(OURS, f"--mem-usage {everyday.path}", tmp_path)
@@ -295,6 +324,11 @@ kill $!
 """
 
 
+@pytest.mark.verified(
+    "drgn-makedumpfile: `--mem-usage` of /proc/kcore",
+    by="makedumpfile in the same guest",
+    on="6.1",
+)
 def test_memory_usage_of_a_live_kernel() -> None:
     """Asked one after the other: but for what moved meanwhile, they say the same."""
     python = bundle.files()
@@ -333,6 +367,11 @@ def test_memory_usage_of_a_live_kernel() -> None:
 # --- failures ---------------------------------------------------------------------
 
 
+@pytest.mark.verified(
+    "drgn-makedumpfile: failures",
+    by="makedumpfile: the same status, on the same stream",
+    on="6.1",
+)
 @pytest.mark.parametrize(
     "line",
     [

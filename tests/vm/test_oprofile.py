@@ -140,6 +140,9 @@ def synced(case: Case, sysroot: str | None = None) -> list[OprofileSample]:
 # --- how many
 
 
+@pytest.mark.verified(
+    "oprofile: statistics", by="/dev/oprofile/stats of the same guest", on="5.10"
+)
 def test_statistics_are_the_kernels(case: Case) -> None:
     text = io.StringIO()
     oprofile.oprofile_stats(case.prog, file=text)
@@ -177,6 +180,11 @@ def whole(content: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{len(content) // 8}Q", content)
 
 
+@pytest.mark.verified(
+    "oprofile: samples in the CPUs' buffers",
+    by="/dev/oprofile/stats of the same guest",
+    on="5.10",
+)
 def test_no_sample_is_missing(case: Case) -> None:
     """Of each CPU, received are those lost, those gone on, and those still here."""
     stats = case.stats
@@ -202,6 +210,11 @@ def test_no_sample_is_missing(case: Case) -> None:
     assert not stats["event_lost_overflow"]
 
 
+@pytest.mark.verified(
+    "oprofile: samples in the CPUs' buffers",
+    by="the ring buffer's own counters",
+    on="5.10",
+)
 def test_the_ring_buffer_promises_as_many(starved: Case) -> None:
     """Its own counters know nothing of oprofile's."""
     ring = starved.prog.object(
@@ -234,6 +247,11 @@ def test_times_go_forward(starved: Case) -> None:
 # --- of what
 
 
+@pytest.mark.verified(
+    "oprofile: tasks, places and functions of samples",
+    by="programs that are busy where is known",
+    on="5.10",
+)
 def test_tasks_are_those_that_were_busy(starved: Case) -> None:
     found = {(s.pid, s.cpu): s.comm for s in unsynced(starved)}
     # When a task exits, what its CPU has goes on; and without a name.
@@ -257,6 +275,11 @@ def of_task(
     )
 
 
+@pytest.mark.verified(
+    "oprofile: tasks, places and functions of samples",
+    by="programs that are busy where is known",
+    on="5.10",
+)
 def test_each_is_where_it_was_busy(starved: Case, sysroot: str) -> None:
     def mostly(name: str, image: str, symbol: str, least: float) -> None:
         counts = of_task(starved, name, sysroot)
@@ -279,6 +302,9 @@ def test_exited_tasks_leave_their_names(starved: Case) -> None:
     assert {s.comm for s in left} == {"op-exited"}
 
 
+@pytest.mark.verified(
+    "oprofile: tasks, places and functions of samples", by="nm", on="5.10"
+)
 def test_offsets_are_of_the_file(starved: Case, sysroot: str) -> None:
     """nm knows where the function is; what is not in a file has no offset."""
     said = subprocess.run(
@@ -299,6 +325,9 @@ def test_offsets_are_of_the_file(starved: Case, sysroot: str) -> None:
     assert {place.offset for place in anonymous} == {None}
 
 
+@pytest.mark.verified(
+    "oprofile: report", by="programs that are busy where is known", on="5.10"
+)
 def test_known_functions_dominate_the_report(starved: Case, sysroot: str) -> None:
     text = io.StringIO()
     oprofile.oprofile_report(starved.prog, source="cpu", sysroot=sysroot, file=text)
@@ -311,6 +340,9 @@ def test_known_functions_dominate_the_report(starved: Case, sysroot: str) -> Non
     assert float(first[1]) + float(second[1]) > 40
 
 
+@pytest.mark.verified(
+    "oprofile: tasks, places and functions of samples", by="drgn's symbols", on="5.10"
+)
 def test_kernel_symbols_are_drgns(starved: Case) -> None:
     for sample in unsynced(starved)[::10]:
         if sample.place.image == "vmlinux":
@@ -324,6 +356,9 @@ IN_USER = ["busy_in_user", "calls_busy_in_user", "in_user"]
 IN_KERNEL = ["__clear_user", "__clear_user", "read_zero", "vfs_read", "ksys_read"]
 
 
+@pytest.mark.verified(
+    "oprofile: call chains", by="programs that are busy where is known", on="5.10"
+)
 def test_callers_are_found(traced: Case, sysroot: str) -> None:
     """Frame pointers lead from one known function to the next."""
     samples = unsynced(traced, sysroot) or synced(traced, sysroot)
@@ -346,6 +381,9 @@ def test_callers_are_found(traced: Case, sysroot: str) -> None:
     assert max(len(s.trace) for s in samples) >= 7
 
 
+@pytest.mark.verified(
+    "oprofile: call chains", by="programs that are busy where is known", on="5.10"
+)
 def test_callgraph_has_them(traced: Case, sysroot: str) -> None:
     def printed(folded: bool) -> list[str]:
         text = io.StringIO()
@@ -370,6 +408,11 @@ def test_callgraph_has_them(traced: Case, sysroot: str) -> None:
 # --- the event buffer
 
 
+@pytest.mark.verified(
+    "oprofile: the event buffer",
+    by="what read(2) of it returned in the same guest",
+    on="5.10",
+)
 def test_event_buffer_is_what_read_returns(readable: Case) -> None:
     """The same words, and so the same pieces."""
     notes: list[str] = []
@@ -393,6 +436,11 @@ def test_event_buffer_is_what_read_returns(readable: Case) -> None:
     assert len(read) - count > 500
 
 
+@pytest.mark.verified(
+    "oprofile: the event buffer",
+    by="what read(2) of it returned in the same guest",
+    on="5.10",
+)
 def test_event_buffer_prints_the_same(readable: Case) -> None:
     text = io.StringIO()
     oprofile.oprofile_event_buffer(readable.prog, read=True, file=text)
@@ -428,6 +476,11 @@ def test_synced_samples_have_names(starved: Case, sysroot: str) -> None:
     assert {s.state for s in synced(starved)} == {"synced"}
 
 
+@pytest.mark.verified(
+    "oprofile: samples that were read",
+    by="what read(2) of it returned in the same guest",
+    on="5.10",
+)
 def test_what_was_read_is_still_there(readable: Case) -> None:
     """In the CPUs' buffers: of all that was synced, as far as it is not overwritten."""
     assert not unsynced(readable)
@@ -541,6 +594,11 @@ def test_without_symbols_it_says_so(folder: Path) -> None:
 # --- and on a running kernel, through /proc/kcore
 
 
+@pytest.mark.verified(
+    "oprofile: the running kernel",
+    by="what read(2) of it returned in the same guest",
+    on="5.10",
+)
 def test_live_is_what_read_returns(tmp_path: Path) -> None:
     """Looking takes nothing away: read(2) returns afterwards what was seen."""
     spec = next(spec for spec in MATRIX if spec.name == "read")

@@ -7,7 +7,6 @@ Split sets, streams, ELF cores, incomplete and refiltered dumps, of a real kerne
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import re
@@ -39,6 +38,7 @@ from tests.synthetic import read_kdump
 from . import bench, dumps, kernels, peers, qemu
 from .dumps import Dump, Spec
 from .kernels import Kernel
+from .readers import Kdumpfile
 from .test_extract import CRASH_OPTIONS, bitmap, extract, physical, program, runs
 
 PAGE = 4096
@@ -109,58 +109,19 @@ def crash(kernel: Kernel, *paths: Path, options: tuple[str, ...] = ()) -> Any:
     return answers
 
 
-class Kdumpfile:
-    """libkdumpfile, the one that drgn brings along; it takes several files."""
-
-    # kdump_addrspace_t: physical addresses of the machine.
-    _MACHPHYSADDR = 1
-
-    def __init__(self, *paths: Path) -> None:
-        libraries = Path(drgn.__file__).parents[1] / "drgn.libs"
-        found = sorted(libraries.glob("libkdumpfile*"))
-        assert found, "this drgn brings no libkdumpfile of its own"
-        self._lib = lib = ctypes.CDLL(str(found[0]))
-        lib.kdump_new.restype = ctypes.c_void_p
-        lib.kdump_get_err.restype = ctypes.c_char_p
-        for function in (lib.kdump_get_err, lib.kdump_open_fdset, lib.kdump_read):
-            function.argtypes = [ctypes.c_void_p]
-        lib.kdump_read.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_int,
-            ctypes.c_uint64,
-            ctypes.c_void_p,
-            ctypes.POINTER(ctypes.c_size_t),
-        ]
-        self._context = ctypes.c_void_p(lib.kdump_new())
-        fds = [os.open(path, os.O_RDONLY) for path in paths]
-        number = ctypes.c_uint(len(fds))
-        array = (ctypes.c_int * len(fds))(*fds)
-        lib.kdump_open_fdset.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_uint,
-            ctypes.c_void_p,
-        ]
-        status = lib.kdump_open_fdset(self._context, number, array)
-        assert status == 0, lib.kdump_get_err(self._context)
-
-    def read(self, paddr: int, size: int) -> bytes | str:
-        """Memory, or why there is none."""
-        buffer = ctypes.create_string_buffer(size)
-        length = ctypes.c_size_t(size)
-        status = self._lib.kdump_read(
-            self._context, self._MACHPHYSADDR, paddr, buffer, ctypes.byref(length)
-        )
-        if status:
-            return bytes(self._lib.kdump_get_err(self._context)).decode()
-        assert length.value == size
-        return buffer.raw
+def drgns_kdumpfile(*paths: Path) -> Kdumpfile:
+    """The libkdumpfile that drgn brings along."""
+    libraries = Path(drgn.__file__).parents[1] / "drgn.libs"
+    found = sorted(libraries.glob("libkdumpfile*"))
+    assert found, "this drgn brings no libkdumpfile of its own"
+    return Kdumpfile(*paths, library=found[0])
 
 
 def assert_kdumpfile_reads(
     source: Path, kept: npt.NDArray[np.bool_], *paths: Path, zeros: bool = False
 ) -> None:
     """All kept pages as in *source*, and no other, unless *zeros* may stand there."""
-    reader, at = Kdumpfile(*paths), physical(source)
+    reader, at = drgns_kdumpfile(*paths), physical(source)
     for pfn, count in runs(np.flatnonzero(kept)):
         assert reader.read(pfn * PAGE, count * PAGE) == at(pfn, count), hex(pfn)
     for pfn in np.flatnonzero(~kept)[:: max(1, int((~kept).sum()) // 64)]:
@@ -199,6 +160,11 @@ def stream(source: Path, target: Path, *options: str) -> Path:
 SPLIT = [(31, "zstd"), (1, "lzo"), (31, "zlib"), (1, "snappy"), (0, "none")]
 
 
+@pytest.mark.verified(
+    "extract: split sets",
+    by="makedumpfile --reassemble; crash, drgn and libkdumpfile",
+    on="6.1",
+)
 @pytest.mark.parametrize(("level", "codec"), SPLIT)
 def test_split(
     level: int, codec: str, everyday: Dump, wholes: Any, tmp_path: Path
@@ -223,6 +189,11 @@ def test_split(
 # --- streams ----------------------------------------------------------------------
 
 
+@pytest.mark.verified(
+    "extract: flattened streams",
+    by="makedumpfile -R; crash, drgn and libkdumpfile",
+    on="6.1",
+)
 @pytest.mark.parametrize(("level", "codec"), [(31, "zstd"), (1, "lzo")])
 def test_flattened(
     level: int, codec: str, everyday: Dump, wholes: Any, tmp_path: Path
@@ -279,6 +250,11 @@ def segments(path: Path) -> Segments:
         return Segments(elf["e_flags"], loads)
 
 
+@pytest.mark.verified(
+    "extract: ELF cores",
+    by="makedumpfile -E and -R; crash, drgn and libkdumpfile",
+    on="6.1",
+)
 @pytest.mark.parametrize("level", [31, 1])
 def test_elf(level: int, everyday: Dump, wholes: Any, tmp_path: Path) -> None:
     core, flat, made = (tmp_path / name for name in ("core", "flat", "made"))
@@ -321,6 +297,7 @@ def test_elf(level: int, everyday: Dump, wholes: Any, tmp_path: Path) -> None:
     assert len(both) > 10000
 
 
+@pytest.mark.verified("extract: ELF cores", by="gdb", on="6.1")
 def test_gdb_opens_elf(everyday: Dump, tmp_path: Path) -> None:
     gdb = bench.program("gdb")
     core = tmp_path / "core"
@@ -355,7 +332,7 @@ def check_incomplete(path: Path, expected: Path, wanted: npt.NDArray[np.bool_]) 
     assert not (there & ~wanted).any() and missing.any()
     report = verify(str(path), 2)
     assert (report.missing, report.damaged) == (missing.sum(), 0)
-    reader, at = Kdumpfile(path), physical(expected)
+    reader, at = drgns_kdumpfile(path), physical(expected)
     for pfn, count in runs(np.flatnonzero(there)):
         assert reader.read(pfn * PAGE, count * PAGE) == at(pfn, count)
     for pfn in np.flatnonzero(missing)[:: max(1, int(missing.sum()) // 500)]:
@@ -364,6 +341,9 @@ def check_incomplete(path: Path, expected: Path, wanted: npt.NDArray[np.bool_]) 
     return int(there.sum())
 
 
+@pytest.mark.verified(
+    "extract: incomplete dumps open", by="crash, drgn and libkdumpfile", on="6.1"
+)
 @pytest.mark.parametrize(("level", "share"), [(31, 0.85), (1, 0.4)])
 def test_limit(
     level: int, share: float, everyday: Dump, wholes: Any, tmp_path: Path
@@ -389,6 +369,9 @@ def test_limit(
     assert len(further.pages) == count
 
 
+@pytest.mark.verified(
+    "extract: incomplete dumps open", by="crash, drgn and libkdumpfile", on="6.1"
+)
 def test_stopped(everyday: Dump, wholes: Any, tmp_path: Path) -> None:
     """SIGTERM keeps what is there."""
     path = tmp_path / "cut"
@@ -435,6 +418,9 @@ FURTHER = [
 ]
 
 
+@pytest.mark.verified(
+    "extract: dumps filtered further", by="crash, drgn and libkdumpfile", on="6.1"
+)
 @pytest.mark.parametrize(("whose", "codec"), FURTHER)
 def test_filtered_further(
     whose: str, codec: str, everyday: Dump, wholes: Any, tmp_path: Path
@@ -454,6 +440,9 @@ def test_filtered_further(
 # --- without VMCOREINFO -----------------------------------------------------------
 
 
+@pytest.mark.verified(
+    "extract: VMCOREINFO found in memory", by="the note that the dump had", on="6.1"
+)
 def test_vmcoreinfo_found_in_memory(tmp_path: Path) -> None:
     """QEMU without -device vmcoreinfo: the dump is the same but for one note."""
     dump = next(d for d in dumps.both(Spec("6.1", 4, True)) if d.kind == "qemu")
@@ -483,6 +472,9 @@ def test_vmcoreinfo_found_in_memory(tmp_path: Path) -> None:
 # --- memory swapped to zram -------------------------------------------------------
 
 
+@pytest.mark.verified(
+    "extract: leaving out zsmalloc", by="mm_stat of the same guest", on="7.2"
+)
 def test_exclude_zsmalloc(everyday: Dump, tmp_path: Path) -> None:
     said = extract(everyday.path, tmp_path / "out", "--exclude", "zsmalloc")
     assert "zsmalloc is not left out" in said
@@ -572,6 +564,10 @@ def live(
     yield Live(kernel, files, said, before, after)
 
 
+@pytest.mark.verified(
+    "extract: the running kernel (/proc/kcore)",
+    by="ps before and after, in the same guest; crash and drgn",
+)
 def test_live_dump(live: Live) -> None:
     for name in ("kdump", "elf", "stream"):
         path = live.files / name
@@ -590,6 +586,9 @@ def test_live_dump(live: Live) -> None:
         crash(live.kernel, live.files / name)
 
 
+@pytest.mark.verified(
+    "extract: the running kernel (/proc/kcore)", by="/proc/iomem of the same guest"
+)
 def test_live_dump_leaves_the_crash_kernels_memory_alone(live: Live) -> None:
     (line,) = (
         line
@@ -603,6 +602,7 @@ def test_live_dump_leaves_the_crash_kernels_memory_alone(live: Live) -> None:
     assert kept[:first].any()
 
 
+@pytest.mark.verified("dmesg: of the running kernel", by="dmesg in the same guest")
 def test_live_info_and_dmesg(live: Live) -> None:
     assert live.kernel.release in live.said["info"]
     assert "live kernel" in live.said["info"]

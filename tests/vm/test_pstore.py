@@ -109,6 +109,10 @@ def zones(region: Region, kind: str) -> list[Zone]:
     return [zone for zone in region.zones if zone.kind == kind and zone.content]
 
 
+@pytest.mark.verified(
+    "pstore: where zones are (`--raw`)",
+    by="the guest's own parameters of ramoops, and its region",
+)
 def test_zones_lie_where_the_kernel_puts_them(case: Case) -> None:
     expected = pstore_guests.places(case.guest.spec)
     made = places(layout(case.guest.spec), case.guest.spec.mem_size)
@@ -117,6 +121,10 @@ def test_zones_lie_where_the_kernel_puts_them(case: Case) -> None:
     assert seen == [tuple(place) for place in expected]
 
 
+@pytest.mark.verified(
+    "pstore: console and pmsg of a region (`--raw`)",
+    by="/sys/fs/pstore of the next boot, to the byte",
+)
 @pytest.mark.parametrize("kind", ["console", "pmsg"])
 def test_text_is_the_kernels(case: Case, kind: str) -> None:
     spec = case.guest.spec
@@ -130,6 +138,10 @@ def test_text_is_the_kernels(case: Case, kind: str) -> None:
     assert bool(made) == (spec.writes_all or case.boot == 0)
 
 
+@pytest.mark.verified(
+    "pstore: logs of oopses and panics (`--raw`)",
+    by="/sys/fs/pstore of the next boot, to the byte",
+)
 def test_dmesg_is_the_kernels(case: Case) -> None:
     made, times = {}, {}
     for zone in zones(case.told, "dmesg"):
@@ -224,6 +236,10 @@ def without_names(file: bytes) -> list[bytes]:
     return [b"  ".join(line.split(b"  ")[:2]) for line in file.splitlines()]
 
 
+@pytest.mark.verified(
+    "pstore: function trace (`--raw`)",
+    by="/sys/fs/pstore of the next boot, to the byte",
+)
 def test_ftrace_is_the_kernels(traced: Case) -> None:
     """Zone by zone, merged as the kernel does it, its faults included."""
     spec = traced.guest.spec
@@ -254,6 +270,9 @@ def test_merged_ftrace_is_the_kernels(traced: Case) -> None:
     assert boots == ({0} if traced.boot == 1 else {-1, 0})
 
 
+@pytest.mark.verified(
+    "pstore: boots told apart", by="the region as the boot before left it"
+)
 @pytest.mark.parametrize(
     "traced",
     [(spec, boot) for spec, boot in TRACED if boot == 2],
@@ -296,6 +315,9 @@ def test_rings_wrap() -> None:
 # --- without being told anything
 
 
+@pytest.mark.verified(
+    "pstore: zones found without a layout", by="the guest's own parameters of ramoops"
+)
 def test_blind_is_as_good_as_told(case: Case) -> None:
     """Zones with content are found by their signatures, and what is in them."""
     blind = read_region(case.guest.region(case.boot), live=False)
@@ -310,6 +332,9 @@ def test_blind_is_as_good_as_told(case: Case) -> None:
     assert not found
 
 
+@pytest.mark.verified(
+    "pstore: errors corrected (ECC)", by="a region of the kernel's with bytes spoilt"
+)
 @pytest.mark.parametrize(
     "case",
     [(s, boot) for s, boot in CASES if s.ecc and boot != pstore_guests.damaged(s)],
@@ -366,6 +391,10 @@ def given(spec: Spec) -> str:
 NAME = re.compile(r"^CPU:.*  (\S+) <- (\w+)\+0x[0-9a-f]+/0x[0-9a-f]+$")
 
 
+@pytest.mark.verified(
+    "pstore: names in a region (`--symbols`)",
+    by="the two functions that were traced; /sys/fs/pstore of the next boot",
+)
 @pytest.mark.parametrize("told", [True, False], ids=["told", "blind"])
 def test_raw_region_with_symbols(traced: Case, told: bool, tmp_path: Path) -> None:
     """All names are found, wherever KASLR put the kernel that wrote them."""
@@ -468,6 +497,10 @@ def old_zones(found: Region) -> list[list[Any]]:
     ]
 
 
+@pytest.mark.verified(
+    "pstore: zones in a dump",
+    by="a copy of the region, taken while the guest stood still",
+)
 def test_zones_are_those_of_the_region(dumped: Dumped) -> None:
     address = dumped.guest.address(dumped.boot)
     expected = live_zones(dumped.guest.spec, address, dumped.region)
@@ -477,6 +510,10 @@ def test_zones_are_those_of_the_region(dumped: Dumped) -> None:
     assert dumped.seen["why"] == [why]
 
 
+@pytest.mark.verified(
+    "pstore: what the kernel kept of the boot before",
+    by="a copy of the region before that boot",
+)
 def test_old_logs_are_what_the_kernel_found(dumped: Dumped) -> None:
     found = read(dumped.guest.spec, dumped.boot)
     assert sorted(dumped.seen["old"]) == sorted(old_zones(found.told))
@@ -506,6 +543,10 @@ def unnamed(lines: Sequence[str]) -> list[str]:
     return ["  ".join(line.split("  ")[:2]) for line in lines]
 
 
+@pytest.mark.verified(
+    "pstore: function trace in a dump",
+    by="a copy of the region, taken while the guest stood still",
+)
 def test_traces_are_those_of_the_region(dumped: Dumped) -> None:
     guest, boot = dumped.guest, dumped.boot
     slide = guest.slide(boot)
@@ -535,6 +576,9 @@ PRINTED = [
 ]
 
 
+@pytest.mark.verified(
+    "pstore: function trace in a dump", by="the two functions that were traced"
+)
 @pytest.mark.parametrize("dumped", NAMED, indirect=True, ids=named)
 def test_names_are_right_whatever_kaslr_did(dumped: Dumped) -> None:
     """Only two functions were traced, in every boot."""
@@ -543,6 +587,9 @@ def test_names_are_right_whatever_kaslr_did(dumped: Dumped) -> None:
         assert match and match.group(1) in ("vfs_read", "vfs_write"), line
 
 
+@pytest.mark.verified(
+    "pstore: function trace in a dump", by="/sys/fs/pstore of the same guest"
+)
 @pytest.mark.parametrize("dumped", PRINTED, indirect=True, ids=named)
 def test_printed_trace_is_the_kernels_file(dumped: Dumped) -> None:
     """Names included, where the kernel knows them and its file is right."""
@@ -562,6 +609,9 @@ def test_printed_trace_is_the_kernels_file(dumped: Dumped) -> None:
         assert mine and not collections.Counter(mine) - collections.Counter(file)
 
 
+@pytest.mark.verified(
+    "pstore: logs, console and pmsg in a dump", by="/sys/fs/pstore of the same guest"
+)
 def test_text_is_the_kernels_files(dumped: Dumped) -> None:
     """Each file of pstore is among the records, without the note about ECC."""
     spec = dumped.guest.spec
@@ -605,6 +655,9 @@ def test_one_line_of_drgn_as_it_is_installed() -> None:
     assert done.stdout.splitlines() == dumped.seen["newest"]
 
 
+@pytest.mark.verified(
+    "pstore: a dump without debugging symbols", by="the same dump, read with them"
+)
 def test_command_prints_what_is_in_the_dump(dumped: Dumped) -> None:
     """Without debugging symbols, but for kernels before 6.0."""
     guest = dumped.guest
@@ -674,6 +727,10 @@ def test_drgn_crash_has_the_commands() -> None:
     assert lines == newest[-2:] + newest[-3:]
 
 
+@pytest.mark.verified(
+    "pstore: logs, console and pmsg in a dump",
+    by="a copy of the region, taken while the guest stood still",
+)
 def test_console_and_pmsg_of_now_are_in_the_region(dumped: Dumped) -> None:
     sources = {(kind, source) for kind, source, *_ in dumped.seen["records"]}
     now = {("console", "live"), ("pmsg", "live")}
@@ -697,6 +754,10 @@ def region_in(views: Views, kind: str) -> bytes | None:
     return views.crashed if views.spec.reserve_mem else None
 
 
+@pytest.mark.verified(
+    "pstore: the running kernel",
+    by="a copy of the region, taken while the guest stood still",
+)
 @pytest.mark.parametrize("kind", pstore_views.KINDS)
 def test_every_view_shows_the_region(views: Views, kind: str) -> None:
     """Zones, and what was in them at boot, whether the region is there or not."""
@@ -712,6 +773,9 @@ def test_every_view_shows_the_region(views: Views, kind: str) -> None:
     assert bool(corrected) == views.spec.ecc
 
 
+@pytest.mark.verified(
+    "pstore: the running kernel", by="both kinds of dump of the same moment"
+)
 def test_every_view_has_the_same_trace(views: Views) -> None:
     """Of both boots, and each name right: the live one, both dumps, and the region."""
     spec = views.spec
@@ -735,6 +799,9 @@ def test_every_view_has_the_same_trace(views: Views) -> None:
             assert seen["before"] == live["before"]
 
 
+@pytest.mark.verified(
+    "pstore: the running kernel", by="both kinds of dump of the same moment"
+)
 def test_every_view_has_the_same_texts(views: Views) -> None:
     live = views.seen("live")["records"]
     assert {(kind, source) for kind, source, *_ in live} > {

@@ -23,6 +23,10 @@ CASES = [
 ]
 
 
+@pytest.mark.verified(
+    "pstore: a kernel without, said in one line",
+    by="what `drgn -e` prints, and its exit status",
+)
 @pytest.mark.parametrize(("kernel", "kind", "symbols", "helper"), CASES)
 def test_one_line(kernel: str, kind: str, symbols: bool, helper: str) -> None:
     spec = dumps.Spec(kernel, 4, kernel in ("5.10", "6.1"))

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import drgn
 import pytest
-from drgn.helpers.linux.mm import access_process_vm, for_each_vma
+from drgn.helpers.linux.mm import access_process_vm, for_each_vma, task_rss
 from drgn.helpers.linux.pid import find_task, for_each_task
 
 from drgn_tools import swap
 from drgn_tools.mappings import for_each_mapping
+from drgn_tools.program import open_dump
 from tests import command
 
 from . import dumps, peers, zram_guests
@@ -36,6 +37,7 @@ def filled(dump: dumps.Dump) -> Iterator[tuple[int, int, int, str]]:
             yield int(words[0]), int(words[1], 16), int(words[2]), words[3]
 
 
+@pytest.mark.verified("swap: resident memory", by="drgn's access_process_vm()")
 @pytest.mark.parametrize("spec", dumps.MATRIX, ids=lambda spec: spec.name)
 def test_resident_memory_is_what_drgn_reads(spec: dumps.Spec) -> None:
     """drgn walks page tables too, as far as pages are present."""
@@ -65,6 +67,7 @@ def test_resident_memory_is_what_drgn_reads(spec: dumps.Spec) -> None:
     assert all(found == {"resident"} for found in kinds.values())
 
 
+@pytest.mark.verified("swap: mappings", by="drgn's for_each_vma()")
 @pytest.mark.parametrize("spec", dumps.MATRIX[::2], ids=lambda spec: spec.name)
 def test_mappings_are_those_that_drgn_finds(spec: dumps.Spec) -> None:
     dump = next(dump for dump in dumps.both(spec) if dump.kind == "vmcore")
@@ -91,6 +94,9 @@ def opened(guest: Guest, path: Path) -> drgn.Program:
     return prog
 
 
+@pytest.mark.verified(
+    "swap: ELF cores that lack pages", by="what the guest's process wrote, page by page"
+)
 @pytest.mark.parametrize("writer", ["extract", "makedumpfile"])
 @pytest.mark.parametrize("kernel", ["6.1", "6.12"])
 def test_elf_cores_that_lack_pages(kernel: str, writer: str, tmp_path: Path) -> None:
@@ -168,6 +174,22 @@ def test_command(tmp_path: Path) -> None:
     assert done.stderr == "drgn-tools: there is no task 4000000\n"
 
 
+@pytest.mark.verified("swap: tasks", by="drgn's task_rss(), /proc/pid/pagemap")
+@pytest.mark.parametrize("kernel", BY_KERNEL)
+def test_who_has_memory_in_swap(kernel: str) -> None:
+    """By drgn's own counting, and not less than the kernel's pagemap said."""
+    guest = zram_guests.get(BY_KERNEL[kernel])
+    argv = [f"--symbols={path}" for path in symbols(guest)]
+    done = command.drgn_tools("swap", "--json", *argv, guest.dump("vmcore"))
+    assert (done.status, done.stderr) == (0, "")
+    found = {one["pid"]: one["pages"] for one in json.loads(done.stdout)["tasks"]}
+    prog = open_dump(str(guest.dump("vmcore")), list(map(str, symbols(guest))))
+    assert found == {pid: task_rss(find_task(prog, pid)).swap for pid in found}
+    for process in guest.processes():
+        # Bit 62: swapped.
+        assert found[process.pid] >= sum(entry >> 62 & 1 for entry in process.entries)
+
+
 def in_drgn(guest: Guest) -> list[str]:
     """Return what the helper prints in drgn, and what the command does."""
     process = guest.processes()[0]
@@ -191,6 +213,11 @@ def in_drgn(guest: Guest) -> list[str]:
     return done.stdout.split("@\n")
 
 
+@pytest.mark.verified(
+    "swap: a task's memory to a file (`-o`)",
+    by="what the guest's process wrote, page by page",
+    on="6.12",
+)
 def test_command_on_a_filtered_dump(tmp_path: Path) -> None:
     """What is missing is a hole, is named, and makes the command fail."""
     spec = BY_KERNEL["6.12"]

@@ -59,11 +59,19 @@ def unseal(path: Path) -> None:
         file.truncate(found.offset)
 
 
+@pytest.mark.verified(
+    "verify: other writers' dumps are sound", by="QEMU's dump, /proc/vmcore", on="6.1"
+)
 def test_cores(core: Dump) -> None:
     report = sound(core.path)
     assert report.pages > 80_000
 
 
+@pytest.mark.verified(
+    "verify: other writers' dumps are sound",
+    by="makedumpfile's dumps, zlib, lzo, zstd",
+    on="6.1",
+)
 @pytest.mark.parametrize("level", ["1", "31"])
 @pytest.mark.parametrize("codec", ["-c", "-l", "-z"])
 def test_makedumpfiles(core: Dump, codec: str, level: str, tmp_path: Path) -> None:
@@ -75,6 +83,9 @@ def test_makedumpfiles(core: Dump, codec: str, level: str, tmp_path: Path) -> No
         assert report.pages == found.dumped_pages
 
 
+@pytest.mark.verified(
+    "verify: other writers' dumps are sound", by="makedumpfile -E", on="6.1"
+)
 def test_makedumpfiles_elf(vmcore: Dump, tmp_path: Path) -> None:
     makedumpfile("-E", "-d", "31", vmcore.path, tmp_path / "out")
     sound(tmp_path / "out")
@@ -99,6 +110,9 @@ def test_parts_of_a_split_dump(vmcore: Dump, level: str, tmp_path: Path) -> None
     assert all(pages)
 
 
+@pytest.mark.verified(
+    "verify: damage is found", by="bits flipped in every part of a dump", on="6.1"
+)
 def test_flipped_bits(vmcore: Dump, tmp_path: Path) -> None:
     path = tmp_path / "dump"
     extract(vmcore.path, path, "-d", "31")
@@ -117,6 +131,11 @@ def test_flipped_bits(vmcore: Dump, tmp_path: Path) -> None:
     sound(path)
 
 
+@pytest.mark.verified(
+    "verify: files with checksums",
+    by="crash, libkdumpfile and makedumpfile read them",
+    on="6.1",
+)
 def test_others_read_past_the_checksums(vmcore: Dump, tmp_path: Path) -> None:
     """The same pages through libkdumpfile, crash and makedumpfile as without."""
     plain, sealed = tmp_path / "plain", tmp_path / "sealed"

@@ -19,7 +19,7 @@ import pytest
 from drgn.helpers.linux.pid import find_task
 
 from drgn_tools.decompress import decompress
-from drgn_tools.swap import swap_pages
+from drgn_tools.swap import SwapFault, SwapPage, swap_map, swap_pages, swap_read
 from drgn_tools.zram import (
     ZramPage,
     find_zram,
@@ -53,7 +53,7 @@ from . import (
 )
 from .known_pages import PAGE
 from .test_extract import extract
-from .zram_guests import DISK_MIB, MATRIX, Device, Guest, Spec
+from .zram_guests import DISK_MIB, MATRIX, Device, Guest, Process, Spec
 from .zram_seen import digest
 
 SLOTS = (DISK_MIB << 20) // PAGE
@@ -97,6 +97,13 @@ CASES = [
     ),
 ]
 """Dumps in which all of zram is."""
+OTHERS = [
+    Case(spec, kind)
+    for spec in MATRIX
+    for kind in ("qemu", "qemu -d 31")
+    if not spec.devices
+]
+"""Dumps of guests that swap to a disk, with zswap before it or not."""
 BROKEN = [
     Case(spec, "vmcore -d 31 makedumpfile")
     for spec in ZRAM
@@ -196,6 +203,9 @@ SAID = {
 """What a slot is, by block_state's first three flags."""
 
 
+@pytest.mark.verified(
+    "zram: every page", by="what the guest wrote, page by page; block_state"
+)
 def test_every_page(dump: Dump) -> None:
     for number, device in enumerate(dump.guest.spec.devices):
         pages = zram_read_many(find_zram(dump.prog, f"zram{number}"), 0, SLOTS)
@@ -236,6 +246,9 @@ def test_one_page_like_many(dump: Dump) -> None:
             zram_read(zram, SLOTS)
 
 
+@pytest.mark.verified(
+    "zram: dumps that lack slab pages", by="what the guest wrote, page by page"
+)
 @pytest.mark.parametrize("case", BROKEN, ids=str)
 def test_where_makedumpfile_drops_slab(
     case: Case, tmp_path_factory: pytest.TempPathFactory, record_property: Any
@@ -297,6 +310,10 @@ def printed(helper: Callable[..., None], *arguments: Any) -> str:
     return out.getvalue()
 
 
+@pytest.mark.verified(
+    "zram: mm_stat, io_stat, bd_stat, block_state",
+    by="the kernel's files of the same guest, to the byte",
+)
 @pytest.mark.parametrize(
     "helper",
     [zram_mm_stat, zram_io_stat, zram_bd_stat, zram_block_state],
@@ -311,6 +328,9 @@ def test_text_is_the_kernels(dump: Dump, helper: Callable[..., None]) -> None:
         assert said
 
 
+@pytest.mark.verified(
+    "zram: slots and size classes", by="mm_stat and bd_stat of the same guest"
+)
 def test_counters_follow_from_the_slots(dump: Dump) -> None:
     facts = dump.guest.facts()
     for number in numbers(dump.guest):
@@ -338,6 +358,7 @@ def chosen(text: bytes) -> list[str]:
     return re.findall(r"\[([\w-]+)\]", text.decode("ascii", "replace"))
 
 
+@pytest.mark.verified("zram: devices", by="sysfs of the same guest")
 def test_devices_are_as_sysfs_has_them(dump: Dump) -> None:
     facts = dump.guest.facts()
     for number in numbers(dump.guest):
@@ -362,6 +383,7 @@ def test_devices_are_as_sysfs_has_them(dump: Dump) -> None:
 # --- streams
 
 
+@pytest.mark.verified("zram: streams of CPUs", by="what each CPU wrote last")
 def test_the_last_page_of_each_cpu(dump: Dump) -> None:
     for number in range(len(dump.guest.spec.devices)):
         zram = find_zram(dump.prog, f"zram{number}")
@@ -373,6 +395,7 @@ def test_the_last_page_of_each_cpu(dump: Dump) -> None:
         assert last == zram_guests.last_pages(number)
 
 
+@pytest.mark.verified("zram: streams of CPUs", by="what the guest wrote, page by page")
 def test_streams_of_recompression(dump: Dump) -> None:
     for number, device in enumerate(dump.guest.spec.devices):
         zram = find_zram(dump.prog, f"zram{number}")
@@ -390,6 +413,7 @@ def test_streams_of_recompression(dump: Dump) -> None:
 # --- images
 
 
+@pytest.mark.verified("zram: images (`-o`)", by="what the guest wrote, page by page")
 def test_an_image_has_every_page(dump: Dump, tmp_path: Path) -> None:
     for number in range(len(dump.guest.spec.devices)):
         image = tmp_path / f"zram{number}"
@@ -405,6 +429,10 @@ def test_an_image_has_every_page(dump: Dump, tmp_path: Path) -> None:
         assert not done.doubtful
 
 
+@pytest.mark.verified(
+    "zram: images (`-o`)",
+    by="e2fsck and debugfs on it, and the files that the guest wrote",
+)
 def test_files_of_a_file_system(dump: Dump, tmp_path: Path) -> None:
     number = dump.guest.spec.files_device
     image = tmp_path / "image.img"
@@ -415,6 +443,131 @@ def test_files_of_a_file_system(dump: Dump, tmp_path: Path) -> None:
     bench.run(["debugfs", "-R", f"rdump / {tmp_path}", image])
     for path, content in zram_guests.files().items():
         assert (tmp_path / path).read_bytes() == content, path
+
+
+# --- swapped-out memory
+
+
+@pytest.mark.parametrize(
+    "dump", [*CASES, *OTHERS], ids=str, indirect=True, scope="module"
+)
+@pytest.mark.parametrize("name", zram_guests.MAPPINGS)
+class TestSwappedOut:
+    """Memory of a process, by mapping."""
+
+    @pytest.mark.verified(
+        "swap: swapped-out memory, page by page", by="what the guest's process wrote"
+    )
+    def test_every_page(self, dump: Dump, name: str) -> None:
+        process, pages = mapped(dump, name)
+        known = zram_guests.memory(dump.guest.spec, name)
+        assert len(pages) == len(known) == process.pages
+        for index, (page, wanted) in enumerate(zip(pages, known)):
+            assert page.address == process.start + index * PAGE
+            assert page.kind in possible(dump, process, index, wanted)
+            if page.kind in ("untouched", "device", "excluded"):
+                assert page.data is None and page.note
+            else:
+                assert page.data == wanted
+                assert not page.note
+
+    @pytest.mark.verified(
+        "swap: where pages are", by="/proc/PID/pagemap and mincore() of the same guest"
+    )
+    def test_slots_are_those_of_pagemap(self, dump: Dump, name: str) -> None:
+        process, pages = mapped(dump, name)
+        area = dump.guest.facts()["swaps"].decode().splitlines()[1].split()[0]
+        for index, page in enumerate(pages):
+            swapped = process.swapped(index)
+            # pagemap does not say it of shared memory.
+            if swapped is not None or name == "shared":
+                assert f"/dev/{page.where}" == area
+            if swapped is not None:
+                assert page.slot == swapped[1]
+            elif name != "shared":
+                assert page.slot is None
+
+    def test_the_map_says_the_same(self, dump: Dump, name: str) -> None:
+        process, pages = mapped(dump, name)
+        task = find_task(dump.prog, process.pid)
+        size = process.pages * PAGE
+        said = [
+            (part.start + i * PAGE, part.kind, part.where, slot)
+            for part in swap_map(task, process.start, size)
+            for i in range(part.pages)
+            for slot in [None if part.slot is None else part.slot + i]
+        ]
+        assert said == [(p.address, p.kind, p.where, p.slot) for p in pages]
+        assert not list(swap_map(task, process.start + size, 0))
+
+    def test_read_in_one_go(self, dump: Dump, name: str) -> None:
+        process, pages = mapped(dump, name)
+        task = find_task(dump.prog, process.pid)
+        known = zram_guests.memory(dump.guest.spec, name)
+        there = [page.data is not None for page in pages]
+        end = there.index(False) if False in there else len(there)
+        content = b"".join(known[:end])
+        assert swap_read(task, process.start, end * PAGE) == content
+        if end > 2:
+            part = swap_read(task, process.start + 100, PAGE + 50)
+            assert part == content[100 : PAGE + 150]
+        if end < len(there):
+            with pytest.raises(SwapFault) as caught:
+                swap_read(task, process.start, process.pages * PAGE)
+            assert caught.value.address == process.start + end * PAGE
+
+
+def mapped(dump: Dump, name: str) -> tuple[Process, list[SwapPage]]:
+    """Return a mapping as its kernel has it, and its pages as they are read."""
+    process = next(p for p in dump.guest.processes() if p.name == name)
+    task = find_task(dump.prog, process.pid)
+    return process, list(swap_pages(task, process.start, process.pages * PAGE))
+
+
+def possible(dump: Dump, process: Process, index: int, wanted: bytes) -> set[str]:
+    """Return where a page may be, by what pagemap and mincore() say."""
+    case = dump.case
+    if process.entries[index] >> 63:
+        return {"excluded"} if case.filtered else {"resident"}
+    if process.swapped(index) is None and process.name != "shared":
+        return {"untouched"}
+    if process.resident[index] and not case.filtered:
+        return {"swap cache"}
+    # Since 6.12 the kernel notes that a page is zero, and stores nothing.
+    if not any(wanted) and case.spec.kernel not in ("5.10", "6.1"):
+        return {"zero"}
+    if case.spec.swap == "zram":
+        return {"zram"}
+    if case.spec.label == "disk":
+        return {"device"}
+    # Since 6.5 zswap gives away what is read back: then it is in the swap cache alone.
+    alone = {"excluded"} if process.resident[index] else set()
+    return {"zswap", "device"} | alone
+
+
+@pytest.mark.verified(
+    "swap: pages in zswap", by="zswap's files in debugfs of the same guest"
+)
+@pytest.mark.parametrize("dump", OTHERS, ids=str, indirect=True, scope="module")
+def test_what_zswap_took(dump: Dump) -> None:
+    """As many pages as it says, and of the others it is said that they are gone."""
+    kinds: dict[int | None, str] = {}
+    for name in zram_guests.MAPPINGS:
+        kinds.update((page.slot, page.kind) for page in mapped(dump, name)[1])
+    counts = collections.Counter(kinds.values())
+    facts = {k: int(v) for k, v in dump.guest.facts().items() if v.strip().isdigit()}
+    rejected = sum(facts[name] for name in facts if "zswap-reject" in name)
+    assert counts["zswap"] <= facts.get("zswap-stored_pages", 0)
+    if dump.case.spec.label == "disk":
+        assert "zswap" not in counts
+        # What was in the swap cache is not in a filtered dump.
+        assert bool(counts["device"]) == dump.case.filtered
+    else:
+        # The process has written to some of its pages since.
+        assert counts["zswap"] > facts["zswap-stored_pages"] // 2
+        if dump.case.filtered:
+            assert counts["device"] <= rejected
+            assert bool(counts["device"]) == bool(rejected)
 
 
 # --- the command
@@ -474,6 +627,11 @@ LIVE_PAGES = {HOT: 24, 1: 36, 2: 36, 3: 36}
 LIVE_MEMORY = {"parent": 48, "shared": 12}
 
 
+@pytest.mark.verified(
+    "zram: the running kernel",
+    by="what the guest wrote, page by page; sysfs",
+    on="6.12-bench",
+)
 def test_live(tmp_path: Path) -> None:
     kernel = kernels.get(LIVE.kernel)
     with zram_guests.booted(

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Readers of a program's memory
+-----------------------------
+
+Kernels made of bytes, whose memory is the input: the number of a kernel, then what is
+in its memory beside zeros, in pieces of 64 bytes with their numbers in front.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from drgn import FaultError, Program
+
+from drgn_tools import oprofile, pstore, ring_buffer, swap, zram, zsmalloc
+from drgn_tools.errors import DumpError
+from tests import test_oprofile, test_pstore, test_swap, test_zram
+from tests.oprofile_kernel import ESCAPE, OprofileKernel, words
+from tests.pstore_kernel import KERNEL
+from tests.ring_kernel import Data, Extend, PageOf, RingKernel, Stamp
+from tests.swap_kernel import PAGE, START, SwapKernel
+from tests.zram_kernel import ZramKernel
+
+_SIZE = 64
+_PIECE = 4 + _SIZE
+
+
+#: What all of them say of memory that cannot be read.
+ANSWERS = (DumpError, LookupError, ValueError, FaultError)
+
+
+class Fake(NamedTuple):
+    """A kernel and what reads it."""
+
+    prog: Program
+    areas: Sequence[bytearray]
+    work: Callable[[], object]
+
+
+class _Loaded:
+    # A kernel whose memory changes.
+
+    def __init__(self, fake: Fake) -> None:
+        self.fake = fake
+        for area in fake.areas:
+            area += bytes(-len(area) % _SIZE)
+        self._rows = [
+            np.frombuffer(area, np.uint8).reshape(-1, _SIZE) for area in fake.areas
+        ]
+        self._starts = np.cumsum([0, *map(len, self._rows)])
+        self._used: list[npt.NDArray[np.int64]] = []
+
+    def seed(self) -> bytes:
+        pieces = []
+        for start, rows in zip(self._starts.tolist(), self._rows):
+            used = np.flatnonzero(rows.any(axis=1))
+            self._used.append(used)
+            places = (used + start).astype("<u4").view(np.uint8).reshape(-1, 4)
+            pieces.append(np.hstack([places, rows[used]]))
+        return np.concatenate(pieces).tobytes()
+
+    def load(self, data: memoryview) -> None:
+        count = len(data) // _PIECE
+        pieces = np.frombuffer(data, np.uint8, count * _PIECE).reshape(-1, _PIECE)
+        places = np.ascontiguousarray(pieces[:, :4]).view("<u4").reshape(-1)
+        places = places.astype(np.int64) % int(self._starts[-1])
+        for number, rows in enumerate(self._rows):
+            rows[self._used[number]] = 0
+            start, end = self._starts[number : number + 2].tolist()
+            here = (places >= start) & (places < end)
+            self._used[number] = places[here] - start
+            rows[self._used[number]] = pieces[here, 4:]
+
+
+class Family:
+    """Kernels that one reader reads."""
+
+    def __init__(self, make: Callable[[], Iterable[Fake]]) -> None:
+        self._make = make
+
+    @functools.cached_property
+    def _made(self) -> list[tuple[_Loaded, bytes]]:
+        kernels = [_Loaded(fake) for fake in self._make()]
+        return [(kernel, kernel.seed()) for kernel in kernels]
+
+    def seeds(self) -> list[bytes]:
+        return [
+            struct.pack("<I", number) + seed
+            for number, (_, seed) in enumerate(self._made)
+        ]
+
+    def read(self, data: bytes) -> None:
+        (number,) = struct.unpack("<I", data[:4].ljust(4, b"\0"))
+        kernel, _ = self._made[number % len(self._made)]
+        kernel.load(memoryview(data)[4:])
+        kernel.fake.prog.cache.clear()
+        with contextlib.redirect_stderr(io.StringIO()):
+            kernel.fake.work()
+
+
+def _quick(kernel: Any) -> None:
+    # Its types are made again and again; where they are does not change.
+    kernel._type = functools.lru_cache(maxsize=None)(kernel._type)
+    kernel.layout = functools.lru_cache(maxsize=None)(kernel.layout)
+
+
+def _all(*works: Callable[[], Any]) -> Callable[[], None]:
+    # Each, whatever the others say; the first of what they say in the end.
+    def work() -> None:
+        said: list[Exception] = []
+        for one in works:
+            try:
+                one()
+            except Exception as error:
+                said.append(error)
+        said.sort(key=lambda error: isinstance(error, ANSWERS))
+        if said:
+            raise said[0]
+
+    return work
+
+
+def _printed(helper: Callable[..., None], prog: Program, **options: Any) -> Any:
+    return lambda: helper(prog, **options, file=io.StringIO())
+
+
+def _drained(make: Callable[[], Iterable[object]], most: int = 20_000) -> Any:
+    def work() -> None:
+        for number, _ in enumerate(make()):
+            assert number < most
+
+    return work
+
+
+def _ring_kernels() -> Iterable[Fake]:
+    for era in ("2.6.28", "2.6.31", "5.10", "7.2"):
+        kernel = RingKernel(era, size=1 << 17)
+        items = [Data(bytes([n]) * (4 * (n % 9 + 1)), 10) for n in range(1, 20)]
+        pages = [
+            PageOf([*items, Extend(1 << 20), *items], time=1000),
+            PageOf([*items, Stamp(1 << 40)] if kernel.era.packed else items, time=5000),
+            PageOf(items[:3], time=9000),
+            PageOf(),
+        ]
+        kernel.cpu(0, PageOf(items[:2], read=16), pages, commit=2, entries=80)
+        kernel.cpu(1, PageOf(), pages[:2], commit=1, entries=60)
+        buffer = kernel.buffer
+
+        def events(buffer: Any = buffer) -> Iterable[object]:
+            return ring_buffer.for_each_ring_buffer_event(
+                buffer, read=True, uncommitted=True, note=lambda _: None
+            )
+
+        def stats(buffer: Any = buffer) -> object:
+            return ring_buffer.ring_buffer_stats(buffer, 0)
+
+        yield Fake(kernel.prog, [kernel.memory], _all(_drained(events), stats))
+
+
+def _pstore_kernels() -> Iterable[Fake]:
+    for era, cpus, ecc in (
+        ("6.12", 2, 0),
+        ("5.10", 1, 16),
+        ("4.9", 1, 0),
+        ("7.2", 2, 0),
+    ):
+        kernel, _ = test_pstore.full(era, cpus, ecc, 60)
+        _quick(kernel)
+        prog = kernel.prog
+        works = [
+            _drained(functools.partial(pstore.for_each_pstore_zone, prog)),
+            _printed(pstore.pstore_zones, prog),
+            _printed(pstore.pstore_dmesg, prog),
+            _printed(pstore.pstore_console, prog),
+            _printed(pstore.pstore_pmsg, prog),
+            _printed(pstore.pstore_ftrace, prog, last=50),
+        ]
+        yield Fake(prog, [kernel.memory], _all(*works))
+
+
+def _zram_kernels() -> Iterable[Fake]:
+    for era, algorithm in (("6.12", "lz4"), ("7.2", "zstd"), ("5.10", "lzo-rle")):
+        kernel = ZramKernel(era, algorithms=[algorithm], frames=256, slots=24)
+        _quick(kernel)
+        test_zram.filled(kernel, algorithm)
+        kernel.streams([b"stream" * 100])
+        device, pool, prog = kernel.device, kernel.zs_pool, kernel.prog
+        works = [
+            _drained(functools.partial(zram.for_each_zram_slot, device)),
+            functools.partial(zram.zram_read_many, device, 0, 24),
+            _drained(functools.partial(zram.for_each_zram_stream, device)),
+            _drained(functools.partial(zram.for_each_zram_orphan, device)),
+            _printed(zram.zram_devices, prog),
+            _drained(functools.partial(zsmalloc.for_each_zs_object, pool)),
+        ]
+        yield Fake(prog, [kernel.memory, kernel.memmap], _all(*works))
+
+
+def _swap_kernels() -> Iterable[Fake]:
+    for era in ("6.12", "5.10", "6.1", "7.2"):
+        kernel = SwapKernel(era)
+        _quick(kernel)
+        for number in range(4):
+            pfn = kernel.frame(test_swap.content(number))
+            kernel.entry(START + number * PAGE, pfn << 12 | 0x67)
+        for number, slot in enumerate((3, 64, 700, 9)):
+            kernel.swap_out(START + (4 + number) * PAGE, slot)
+        kernel.swap_cache(3, kernel.frame(test_swap.content(9)))
+        data = test_swap.lz4(64)
+        pfn = kernel.frame(bytes(64) + (64).to_bytes(8, "little") + data)
+        entry = {"handle": KERNEL + pfn * PAGE + 64, "length": len(data)}
+        kernel.zswap({64: entry})
+        task = kernel.task
+        works = [
+            _drained(functools.partial(swap.swap_pages, task, START, 12 * PAGE)),
+            functools.partial(swap.swap_read, task, START + 9, 5 * PAGE),
+            _drained(functools.partial(swap.swap_map, task)),
+        ]
+        yield Fake(kernel.prog, [kernel.memory], _all(*works))
+
+
+def _oprofile_kernels() -> Iterable[Fake]:
+    for era in ("2.6.28", "2.6.33", "5.10"):
+        kernel = OprofileKernel(era)
+        _quick(kernel)
+        task = test_oprofile.busy(kernel)
+        some = [words(test_oprofile.KERNEL_PC + i, i % 3) for i in range(40)]
+        more = [words(test_oprofile.USER_PC + i, i % 3) for i in range(20)]
+        head = test_oprofile.context(kernel, 1, task)
+        test_oprofile.put(kernel, [*head, *some, *more])
+        cookies = kernel.cookies(["/usr/bin/busy", "/lib/libc.so.6"])
+        kernel.event_buffer(
+            [ESCAPE, 2, 0, ESCAPE, 3, cookies[0], 0x1234, 1, ESCAPE, 4, 42, 42, 5, 6]
+        )
+        prog = kernel.prog
+        works = [
+            _drained(functools.partial(oprofile.for_each_oprofile_sample, prog)),
+            functools.partial(oprofile.get_oprofile_stats, prog),
+            _printed(oprofile.oprofile_event_buffer, prog, read=True),
+            _printed(oprofile.oprofile_report, prog),
+            _printed(oprofile.oprofile_callgraph, prog),
+        ]
+        yield Fake(prog, [kernel.memory], _all(*works))
+
+
+#: By name.
+FAMILIES = {
+    "ring buffer": Family(_ring_kernels),
+    "pstore memory": Family(_pstore_kernels),
+    "zram memory": Family(_zram_kernels),
+    "swap memory": Family(_swap_kernels),
+    "oprofile memory": Family(_oprofile_kernels),
+}

@@ -178,7 +178,8 @@ LAST = "--boot -1 --last 3"
 
 def settings(home: Path) -> dict[str, str]:
     # No history of earlier tests, and no pager: that would want keys.
-    plain = {"HOME": str(home), "PAGER": "cat", "MANPAGER": "cat"}
+    # What Python 3.13 has paints a screen, which is no stream of lines.
+    plain = {"HOME": str(home), "PAGER": "cat", "PYTHON_BASIC_REPL": "1"}
     return environment(DRGN_PLUGINS="drgn_tools=_drgn_tools", **plain)
 
 

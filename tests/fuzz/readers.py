@@ -456,8 +456,8 @@ def read_vmcoreinfo(data: bytes) -> None:
 def bitmap_seeds() -> list[bytes]:
     return [
         bytes(8) + b"\xff" * 100,
-        bytes(4) + b"\x0f\xf0" * 500 + bytes(1000) + b"\xff" * 9,
-        struct.pack("<II", 77, 900) + b"\x55" * 2000,
+        bytes(4) + b"\x0f\xf0" * 50 + bytes(100) + b"\xff" * 9,
+        struct.pack("<II", 77, 900) + b"\x55" * 50,
     ]
 
 
@@ -575,18 +575,25 @@ _LAYOUTS = (
 
 
 def read_region(data: bytes) -> None:
-    for layout in _LAYOUTS:
-        region: Any = attempt(lambda layout=layout: ramoops.read_region(data, layout))  # type: ignore[misc]
-        if region is None:
-            continue
-        traces = []
-        for zone in region.zones:
-            assert len(zone.content) <= zone.size
-            if zone.kind == "ftrace":
-                traces.append(zone.content)
-            elif zone.kind == "dmesg":
-                pstore_records.decode_dmesg(zone.content)
-        _merge(traces, region.version)
+    layout = _LAYOUTS[(data[0] if data else 0) % len(_LAYOUTS)]
+    region = ramoops.read_region(data[1:], layout)
+    traces = []
+    for zone in region.zones:
+        assert len(zone.content) <= zone.size
+        if zone.kind == "ftrace":
+            traces.append(zone.content)
+        elif zone.kind == "dmesg":
+            pstore_records.decode_dmesg(zone.content)
+    _merge(traces, region.version)
+
+
+def region_seeds() -> list[bytes]:
+    """The first byte says which of :data:`_LAYOUTS`."""
+    return [
+        bytes([number]) + region
+        for number in range(len(_LAYOUTS))
+        for region in ramoops_seeds()
+    ]
 
 
 def _merge(traces: list[bytes], version: Any) -> None:
@@ -810,7 +817,7 @@ READERS: dict[str, Reader] = {
     "mem_section": Reader(kernel_seeds, read_mem_section, most=1 << 17),
     "struct pages": Reader(kernel_seeds, read_struct_pages, most=1 << 17),
     "kernel log": Reader(kernel_seeds, read_log, most=1 << 17),
-    "bitmaps": Reader(bitmap_seeds, read_bitmap),
+    "bitmaps": Reader(bitmap_seeds, read_bitmap, most=1 << 10),
     "checksums": Reader(checked_seeds, read_checksums, most=1 << 18),
     "verify": Reader(
         lambda: [*checked_seeds(), *kdump_seeds()[4:]], read_verify, most=1 << 18
@@ -832,7 +839,7 @@ READERS: dict[str, Reader] = {
             ("842", 512),
         )
     },
-    "ramoops region": Reader(ramoops_seeds, read_region),
+    "ramoops region": Reader(region_seeds, read_region),
     "ramoops layout": Reader(layout_seeds, read_layout),
     "pstore oops": Reader(oops_seeds, read_oops, ()),
     "pstore ftrace": Reader(trace_seeds, read_trace, ()),

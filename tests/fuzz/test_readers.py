@@ -297,8 +297,9 @@ def test_any_zones(zones: list[tuple[int, int, int, int]]) -> None:
         struct.pack("<III", signature, start, used) + b"====1.1-D\n" * (size // 10)
         for signature, start, used, size in zones
     )
-    read("ramoops region", data)
-    read("ramoops region", data.ljust(8192, b"\0"))
+    for layout in (b"\0", b"\1", b"\2"):
+        read("ramoops region", layout + data)
+        read("ramoops region", layout + data.ljust(8192, b"\0"))
 
 
 _C = st.sampled_from("%\"\\,(){}[]-+*/&|<>?:=!;. '0x19aRECi>_puslw")

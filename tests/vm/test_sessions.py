@@ -22,7 +22,7 @@ from drgn_tools.zram import zram_devices
 from tests.command import environment
 from tests.terminal import Terminal
 
-from . import ftrace_guests, oprofile_guests, pstore_guests, zram_guests
+from . import ftrace_guests, old_drgn, oprofile_guests, pstore_guests, zram_guests
 
 
 class Dump(NamedTuple):
@@ -178,7 +178,8 @@ LAST = "--boot -1 --last 3"
 
 def settings(home: Path) -> dict[str, str]:
     # No history of earlier tests, and no pager: that would want keys.
-    plain = {"HOME": str(home), "PAGER": "cat", "MANPAGER": "cat"}
+    # What Python 3.13 has paints a screen, which is no stream of lines.
+    plain = {"HOME": str(home), "PAGER": "cat", "PYTHON_BASIC_REPL": "1"}
     return environment(DRGN_PLUGINS="drgn_tools=_drgn_tools", **plain)
 
 
@@ -328,3 +329,85 @@ def test_in_one_line(tmp_path: Path) -> None:
         )
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == "swap: there is no task 4000000\n"
+
+
+# --- other versions of drgn
+
+PRINTED = """
+import sys
+for helper in (pstore_zones, pstore_dmesg, pstore_console, zram_devices, pages_summary):
+    helper()
+pstore_ftrace(boot=-1, last=3)
+swap_where(1)
+help(pstore_pmsg)
+try:
+    from drgn.commands import run_command
+except ImportError:
+    print("no commands")
+    sys.exit()
+for line in (
+    "pstore_zones | head -2",
+    "pstore_ftrace --boot -1 --last 3",
+    "pstore_ftrace --boot -1 --last 3 --drgn",
+    "swap_where --help",
+    "swap_where 1 > file",
+    "help pstore_pmsg",
+):
+    print("==", line, flush=True)
+    run_command(prog, line)
+print(open("file").read())
+try:
+    run_command(prog, "swap_where 4000000")
+except SystemExit as error:
+    print(error)
+"""
+
+
+def printed(path: Path | None, folder: Path) -> str:
+    """Return what a version of drgn prints, by default the one that is installed."""
+    found = pstore()
+    env = settings(folder)
+    if path is not None:
+        env["PYTHONPATH"] = f"{path}:{env['PYTHONPATH']}"
+    argv = [sys.executable, "-m", "drgn", "-q", "-c", found.path]
+    argv += ["-s", found.symbols[0], "-e", PRINTED]
+    done = subprocess.run(
+        list(map(str, argv)), capture_output=True, text=True, env=env, cwd=folder
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def newest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return printed(None, tmp_path_factory.mktemp("newest"))
+
+
+@pytest.mark.parametrize("version", old_drgn.VERSIONS)
+def test_other_versions_print_the_same(
+    version: str, newest: str, tmp_path: Path
+) -> None:
+    shown = printed(old_drgn.get(version), tmp_path)
+    if version in ("0.0.31", "0.0.32"):
+        names, commands, _ = newest.partition("== pstore_zones | head")
+        assert commands and shown == f"{names}no commands\n"
+    else:
+        assert shown == newest
+
+
+@pytest.mark.parametrize("version", old_drgn.VERSIONS)
+def test_other_versions_complete(version: str, tmp_path: Path) -> None:
+    found = pstore()
+    env = settings(tmp_path)
+    env["PYTHONPATH"] = f"{old_drgn.get(version)}:{env['PYTHONPATH']}"
+    argv = [sys.executable, "-m", "drgn", "-q", "-c", str(found.path)]
+    zones = text(pstore_zones, program(pstore))
+    with Terminal([*argv, "-s", str(found.symbols[0])], env, ">>> ") as terminal:
+        assert terminal.ask("pstore_z\t)") == zones
+        assert terminal.ask("swap_where(4000000)") == "swap: there is no task 4000000\n"
+        if version not in ("0.0.31", "0.0.32"):
+            assert terminal.ask("%pstore_z\t") == zones
+            shown = terminal.ask("%pstore_ftrace --he\t")
+            assert "print how to do the equivalent operation" in shown
+            no_task = "swap: there is no task 4000000\n"
+            assert terminal.ask("%swap_where 4000000") == no_task

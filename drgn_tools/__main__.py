@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import NoReturn
 
 import click
@@ -55,6 +56,7 @@ class _LazyGroup(click.Group):
         try:
             command: click.Command = getattr(importlib.import_module(module), cmd_name)
         except ModuleNotFoundError as error:
+            # A folder for a capture kernel lacks what needs drgn.
             if error.name != module:
                 raise
             return None
@@ -154,12 +156,17 @@ def _run() -> int:
     try:
         status = commands(prog_name="drgn-tools", standalone_mode=False)
     except click.UsageError as error:
-        name = error.ctx.command_path if error.ctx else "drgn-tools"
+        name = error.ctx.command_path if error.ctx else _named()
         complain(name, f"{error.format_message()} (see {name} --help)")
         return 2
     except click.ClickException as error:
         raise DumpError(str(error)) from None
     return status if isinstance(status, int) else 0
+
+
+def _named() -> str:
+    # click does not say everywhere whose options are wrong.
+    return " ".join(["drgn-tools", *(x for x in sys.argv[1:2] if x in _COMMANDS)])
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ _HELPERS = {
     "page_helpers": "for_each_page_run pages_image pages_map pages_summary",
     "pstore": "for_each_pstore_ftrace for_each_pstore_record for_each_pstore_zone "
     "pstore_console pstore_dmesg pstore_export pstore_ftrace pstore_pmsg pstore_zones",
-    "swap": "swap_map swap_pages swap_read swap_where",
+    "swap": "for_each_swap_task swap_map swap_pages swap_read swap_tasks swap_where",
     "zram": "find_zram for_each_zram for_each_zram_orphan for_each_zram_slot "
     "for_each_zram_stream zram_bd_stat zram_block_state zram_device zram_devices "
     "zram_export zram_io_stat zram_mm_stat zram_of_disk zram_pools zram_read "

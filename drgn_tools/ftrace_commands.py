@@ -42,7 +42,7 @@ def ftrace(
     cpu: int | None,
     quiet: bool,
 ) -> None:
-    """Print the trace buffers, or write them for trace-cmd.
+    """Print the trace buffers, or write them for other tools.
 
     They are printed as the trace file of tracefs shows them. Debugging symbols of the
     kernel are needed.

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 # numpy and the decoders are imported by those who need them: every drgn imports this.
 
 __all__ = (
+    "for_each_swap_task",
     "swap_map",
     "swap_pages",
     "swap_read",
+    "swap_tasks",
     "swap_where",
 )
 
@@ -38,6 +40,8 @@ _PAGE_SIZE = 4096
 _MAPPED = 16
 # Pages decompressed together.
 _BATCH = 256
+# PID_MAX_LIMIT (:linux:`include/linux/threads.h`).
+_MOST_TASKS = 1 << 22
 # Of a running kernel: how often a page may move while it is read.
 _TRIES = 8
 
@@ -103,6 +107,16 @@ class SwapRange(NamedTuple):
     def pages(self) -> int:
         """How many pages of 4096 bytes."""
         return (self.end - self.start) // _PAGE_SIZE
+
+
+class SwapTask(NamedTuple):
+    """A process, and how much of its memory is swapped out."""
+
+    pid: int
+    comm: str
+    pages: int | None
+    """Anonymous pages in swap, as ``VmSwap`` counts them; None if that is not in the
+    dump."""
 
 
 def _memory_of(task: Object) -> Object:
@@ -476,6 +490,82 @@ def comm(task: Object) -> str:
     from drgn_tools.text import printable
 
     return printable(task.comm.string_().decode("utf-8", "backslashreplace"))
+
+
+@takes_program_or_default
+def for_each_swap_task(prog: Program) -> Iterator[SwapTask]:
+    """
+    Iterate over processes that have memory in swap, by their counters
+    (:linux:`include/linux/mm_types.h`, ``mm_struct.rss_stat``).
+
+    :raises LookupError: if the tasks are damaged.
+    :raises FaultError: if they are not in the dump.
+    """
+    from itertools import islice
+
+    from drgn.helpers.linux.pid import for_each_task
+
+    for task in islice(for_each_task(prog), _MOST_TASKS):
+        try:
+            # Threads share what their process has.
+            if task.pid.value_() != task.tgid.value_() or not task.mm.value_():
+                continue
+            pid, name = task.pid.value_(), comm(task)
+        except FaultError:
+            continue
+        try:
+            pages = _swapped(task)
+        except FaultError:
+            pages = None
+        if pages != 0:
+            yield SwapTask(pid, name, pages)
+
+
+# drgn 0.0.31 has no task_rss().
+def _swapped(task: Object) -> int:
+    from itertools import islice
+
+    from drgn.helpers.linux.percpu import percpu_counter_sum
+    from drgn.helpers.linux.pid import for_each_task_in_group
+
+    number = task.prog_.constant("MM_SWAPENTS")
+    stat = task.mm.rss_stat
+    if hasattr(stat, "count"):
+        # Until 6.2 (f1a7941243c1).
+        pages = stat.count[number].counter.value_()
+        group = for_each_task_in_group(task, include_self=True)
+        for thread in islice(group, _MOST_TASKS):
+            # What it has not added yet, on machines with locks that need that.
+            if not hasattr(thread, "rss_stat"):
+                break
+            pages += thread.rss_stat.count[number].value_()
+    else:
+        pages = percpu_counter_sum(stat[number].address_of_())
+    # Of a running kernel, they are of different moments.
+    return max(0, int(pages))
+
+
+@takes_program_or_default
+def swap_tasks(prog: Program, *, file: File | None = None) -> None:
+    """
+    Print the processes that have memory in swap, those with the most first.
+
+    :param file: File to print to. Defaults to :data:`sys.stdout`.
+    :raises LookupError: if the tasks are damaged.
+    :raises FaultError: if they are not in the dump.
+    """
+    from drgn_tools.older_drgn import print_table
+    from drgn_tools.printing import printing
+
+    def work(out: File) -> None:
+        tasks = sorted(for_each_swap_task(prog), key=lambda task: -(task.pages or 0))
+        rows: list[list[Any]] = [["PID", "PAGES", "COMM"]]
+        for task in tasks:
+            pages = "-" if task.pages is None else task.pages
+            rows.append([task.pid, pages, task.comm])
+        print_table(rows, out)
+
+    printing("swap", prog, file, work)
 
 
 @takes_program_or_default

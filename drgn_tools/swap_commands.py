@@ -14,7 +14,7 @@ from drgn_tools.decoding import decoder
 from drgn_tools.text import printable
 
 if TYPE_CHECKING:
-    from drgn import Object
+    from drgn import Object, Program
 
 # What cannot be had, one line each; the rest is in --json's list.
 _SHOWN = 20
@@ -37,6 +37,7 @@ class _Number(click.ParamType[int]):
 
 _EPILOG = """\b
 Examples:
+  drgn-tools swap vmcore
   drgn-tools swap vmcore --pid 258
   drgn-tools swap vmcore --pid 258 --address 0x7f80c000 --size 0x1000 -o heap
 """
@@ -46,7 +47,10 @@ Examples:
 @options.dump
 @options.symbols
 @click.option(
-    "--pid", required=True, type=click.IntRange(1), metavar="N", help="The task."
+    "--pid",
+    type=click.IntRange(1),
+    metavar="N",
+    help="The task. Without, those that have memory in swap are listed.",
 )
 @click.option(
     "--address", type=_Number(), metavar="A", help="Only its memory from there on."
@@ -63,7 +67,7 @@ Examples:
 def swap(
     dump: str,
     symbols: tuple[str, ...],
-    pid: int,
+    pid: int | None,
     address: int | None,
     size: int | None,
     output: str | None,
@@ -95,6 +99,8 @@ def swap(
     """
     from drgn_tools.errors import DumpError
 
+    if pid is None and (address is not None or output is not None):
+        raise click.UsageError("--address and --output need --pid")
     if size is not None and address is None:
         raise click.UsageError("--size needs --address")
     if output is not None and size is None:
@@ -117,6 +123,9 @@ def swap(
     prog = program.open_dump(dump, symbols)
     program.require_symbols(prog, dump, "swap")
     try:
+        if pid is None:
+            _list(prog, as_json)
+            return 0
         if output is not None:
             assert address is not None and size is not None
             task = helpers.find_task(prog, pid)
@@ -130,6 +139,16 @@ def swap(
     except (LookupError, ValueError, drgn.FaultError) as error:
         raise DumpError(one_line(error)) from None
     return 0
+
+
+def _list(prog: Program, as_json: bool) -> None:
+    from drgn_tools import swap as helpers
+
+    if as_json:
+        tasks = [task._asdict() for task in helpers.for_each_swap_task(prog)]
+        sys.stdout.write(json.dumps({"tasks": tasks}) + "\n")
+    else:
+        helpers.swap_tasks(prog, file=sys.stdout)
 
 
 def _print_json(task: Object, address: int, size: int | None) -> None:

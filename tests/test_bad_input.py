@@ -692,7 +692,6 @@ def test_reader_of_stdout_is_gone(command: str, dump: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ("", "ommand"),
         ("extrakt a b", "extrakt"),
         ("--frobnicate", "frobnicate"),
         ("extract", "VMCORE"),

@@ -124,6 +124,20 @@ def test_no_such_command(word: str, answer: str) -> None:
         assert line == expected
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_exit_status(name: str, dump: Path, tmp_path: Path) -> None:
+    assert_refused(drgn_tools(name, dump, "--no-such-option"), 2)
+    assert_refused(drgn_tools(name, dump, "-o"), 2)
+    if name != "extract":
+        assert_refused(drgn_tools(name), 2)
+    out = ["-fo", tmp_path / "out"] if name in ("extract", "report") else []
+    text = tmp_path / "text"
+    text.write_text("no dump\n")
+    for wrong in (tmp_path / "nowhere", text):
+        assert_refused(drgn_tools(name, wrong, *out))
+    assert list(tmp_path.iterdir()) == [text]
+
+
 def test_a_dump_for_a_command(dump: Path) -> None:
     line = assert_refused(drgn_tools(dump), 2)
     assert f"drgn-tools info {dump}" in line

@@ -929,7 +929,9 @@ def test_command_lines(tmp_path: Path) -> None:
     (tmp_path / "dump").write_bytes(b"no dump")
     dump = str(tmp_path / "dump")
     for arguments, status in (
-        ([dump], 2),
+        ([dump], 1),
+        ([dump, "--address", "1"], 2),
+        ([dump, "--address=1", "--size=1", "-o", "file"], 2),
         ([dump, "--pid", "0"], 2),
         ([dump, "--pid", "1", "--size", "1"], 2),
         ([dump, "--pid", "1", "--address", "-1"], 2),

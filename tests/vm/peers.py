@@ -1,4 +1,4 @@
-"""Other tools to compare with: makedumpfile and crash, old and new, trace-cmd and pprof.
+"""Other tools to compare with: makedumpfile, crash, trace-cmd, pprof and others.
 
 Each is unpacked into the cache with the libraries it needs and runs through its own
 dynamic loader, so that a tool of Debian's newest suite runs on any host.

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import drgn
 import pytest
-from drgn.helpers.linux.mm import access_process_vm, for_each_vma
+from drgn.helpers.linux.mm import access_process_vm, for_each_vma, task_rss
 from drgn.helpers.linux.pid import find_task, for_each_task
 
 from drgn_tools import swap
 from drgn_tools.mappings import for_each_mapping
+from drgn_tools.program import open_dump
 from tests import command
 
 from . import dumps, peers, zram_guests
@@ -171,6 +172,22 @@ def test_command(tmp_path: Path) -> None:
     assert done.stderr == "drgn-tools: task 2 has no memory of its own\n"
     done = run(guest, "--pid=4000000")
     assert done.stderr == "drgn-tools: there is no task 4000000\n"
+
+
+@pytest.mark.verified("swap: tasks", by="drgn's task_rss(), /proc/pid/pagemap")
+@pytest.mark.parametrize("kernel", BY_KERNEL)
+def test_who_has_memory_in_swap(kernel: str) -> None:
+    """By drgn's own counting, and not less than the kernel's pagemap said."""
+    guest = zram_guests.get(BY_KERNEL[kernel])
+    argv = [f"--symbols={path}" for path in symbols(guest)]
+    done = command.drgn_tools("swap", "--json", *argv, guest.dump("vmcore"))
+    assert (done.status, done.stderr) == (0, "")
+    found = {one["pid"]: one["pages"] for one in json.loads(done.stdout)["tasks"]}
+    prog = open_dump(str(guest.dump("vmcore")), list(map(str, symbols(guest))))
+    assert found == {pid: task_rss(find_task(prog, pid)).swap for pid in found}
+    for process in guest.processes():
+        # Bit 62: swapped.
+        assert found[process.pid] >= sum(entry >> 62 & 1 for entry in process.entries)
 
 
 def in_drgn(guest: Guest) -> list[str]:

@@ -75,6 +75,7 @@ _RECORDS = {
     "pstore_ftrace": "for record in for_each_pstore_ftrace(*):",
     "pstore_pmsg": "for record in for_each_pstore_record(kind='pmsg'):",
     "pstore_zones": "for zone in for_each_pstore_zone():",
+    "swap_tasks": "for task in for_each_swap_task():",
     "swap_where": "task = find_task({pid})\nfor pages in swap_map(task, *):",
     "zram_bd_stat": "zram = find_zram({device})\nstats = zram.stats",
     "zram_block_state": "zram = find_zram({device})\n"

@@ -28,20 +28,27 @@ def other_package() -> str | None:
 
     :return: one line that says where it is and what follows; None if it is not there.
     """
+    theirs = next(filter(_is_theirs, map(_package, sys.path)), None)
+    if theirs is None:
+        return None
     ours = os.path.join(os.path.dirname(os.path.realpath(__file__)), "drgn_tools")
-    found = False
-    for folder in sys.path:
-        package = os.path.join(os.path.realpath(folder or os.curdir), "drgn_tools")
-        # Oracle's has it, and ours never will.
-        if os.path.exists(os.path.join(package, "corelens.py")):
-            theirs = f"Oracle's package of the same name is in {package}"
-            if package == ours:
-                return f"{theirs}, too: who removes one damages the other"
-            if found:
-                return f"{theirs}, hidden by this one in {ours}: it cannot be used"
-            return f"{theirs} and hides this one in {ours}, which cannot be used"
-        found = found or package == ours
-    return None
+    packages = [os.path.realpath(_package(folder)) for folder in sys.path]
+    theirs = os.path.realpath(theirs)
+    said = f"Oracle's package of the same name is in {theirs}"
+    if theirs == ours:
+        return f"{said}, too: who removes one damages the other"
+    if ours in packages[: packages.index(theirs)]:
+        return f"{said}, hidden by this one in {ours}: it cannot be used"
+    return f"{said} and hides this one in {ours}, which cannot be used"
+
+
+def _package(folder: str) -> str:
+    return os.path.join(folder or os.curdir, "drgn_tools")
+
+
+def _is_theirs(package: str) -> bool:
+    # Oracle's has this module, and ours never will.
+    return os.path.exists(os.path.join(package, "corelens.py"))
 
 
 def warn_of_other_package(warn: Callable[[str], object] | None = None) -> None:

@@ -20,7 +20,6 @@ from typing import Callable
 from drgn import FaultError, Object, PlatformFlags, Program
 
 from drgn_tools import print_fmt
-from drgn_tools.cpu_masks import for_each_online_cpu
 from drgn_tools.ftrace_memory import (
     Commands,
     TraceBuffer,
@@ -41,6 +40,7 @@ from drgn_tools.print_fmt import (
     text,
 )
 from drgn_tools.ring_buffer import RingEvent, number
+from drgn_tools.variables import for_each_online_cpu
 
 Print = Callable[[RingEvent], str]
 

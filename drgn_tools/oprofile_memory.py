@@ -33,7 +33,6 @@ from drgn import (
 from drgn.helpers.linux.mm import for_each_vma
 from drgn.helpers.linux.percpu import per_cpu
 
-from drgn_tools.cpu_masks import for_each_cpu_in, for_each_possible_cpu
 from drgn_tools.errors import DumpError
 from drgn_tools.kernel_symbols import kernel_symbols
 from drgn_tools.older_drgn import read_c_string
@@ -49,13 +48,14 @@ from drgn_tools.oprofile_records import (
 from drgn_tools.printing import one_line
 from drgn_tools.ring_buffer import for_each_ring_buffer_event, number
 from drgn_tools.symbols import ElfFile
+from drgn_tools.variables import for_each_cpu_in, for_each_possible_cpu, page_size
 
 Note = Callable[[str], object]
 
 # More than any kernel lets one ask for, little enough to read: entries of a CPU's
 # array and of the event buffer, buckets and entries of dcookies, mappings of a task,
 # components of a path.
-_MAX_ENTRIES = 1 << 24
+_MAX_ENTRIES = 1 << 22
 _MAX_BUCKETS = 1 << 16
 _MAX_COOKIES = 1 << 20
 _MAX_VMAS = 1 << 17
@@ -595,7 +595,7 @@ class Resolver:
         loaded = mm.read_()
         brk = loaded.start_brk.value_(), loaded.brk.value_()
         stack = loaded.start_stack.value_()
-        page = prog["PAGE_SIZE"].value_()
+        page = page_size(prog)
         last = -1
         for vma in islice(for_each_vma(mm), _MAX_VMAS):
             area = vma[0].read_()

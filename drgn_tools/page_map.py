@@ -11,13 +11,15 @@ for each 128 MiB.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from drgn_tools.pages import PageClass
+from drgn_tools.errors import DumpError
+from drgn_tools.pages import PageClass, mem_map
 from drgn_tools.plan import (
     CELL_PFNS,
     Classes,
@@ -54,6 +56,10 @@ LABELS = (
 )
 # Squares of the grid: enough for a picture, and a page each for 2 GiB.
 _MAX_SQUARES = 21 << 15
+# Page frames, 1 TiB, between pieces of memory that may have struct pages.
+_MAX_RESERVED = 1 << 28
+# Behind all page frames that x86-64 can have.
+_END = 1 << 40
 # Zones that a cell may have pages of; nearly every one has one.
 _CELL_ZONES = 6
 
@@ -170,8 +176,8 @@ def read_page_map(vmcore: Vmcore, jobs: int = 1) -> PageMap:
     """
     found = find_struct_pages(vmcore)
     zones = find_zones(vmcore, found)
-    sections = merge_runs([Run(s.pfn, s.end_pfn) for s in found.sections])
-    cells = cells_of(vmcore.ram_runs, vmcore.max_pfn)
+    sections = _with_struct_pages(vmcore, found)
+    cells = cells_of(merge_runs(vmcore.ram_runs + sections), _END)
     square = 1
     while square < CELL_PFNS and len(cells) * (CELL_PFNS // square) > _MAX_SQUARES:
         square *= 2
@@ -224,6 +230,25 @@ def read_page_map(vmcore: Vmcore, jobs: int = 1) -> PageMap:
         _warnings(vmcore, int(pages[PageClass.UNKNOWN])),
         not found.layout.typed,
     )
+
+
+def _with_struct_pages(vmcore: Vmcore, found: StructPages) -> list[Run]:
+    # Page frames that have struct pages, those between pieces of memory included.
+    gaps = []
+    left = _MAX_RESERVED
+    end = 0
+    for run in vmcore.ram_runs:
+        gap = Run(end, min(run.pfn, end + left))
+        left -= gap.end_pfn - gap.pfn
+        gaps.append(gap)
+        end = run.end_pfn
+    sections = list(found.sections)
+    info = vmcore.vmcoreinfo
+    with contextlib.suppress(DumpError):
+        if info is not None:
+            between = mem_map(info, vmcore.kernel.read, vmcore.page_size, gaps)
+            sections += [section for section in between if section.vaddr is not None]
+    return merge_runs([Run(s.pfn, s.end_pfn) for s in sections])
 
 
 def page_runs(vmcore: Vmcore) -> Iterator[PageRun]:

@@ -32,12 +32,14 @@ from drgn_tools.older_drgn import read_c_string
 
 # What zones may have at most, in bytes, all of them, and how many there may be: more
 # than anybody sets aside, little enough to read.
-_MAX_SIZE = 1 << 30
+_MAX_SIZE = 1 << 27
 _MAX_ZONES = 1 << 16
 # pstorefs records that are followed.
 _MAX_RECORDS = 100_000
 
 _CHUNK = 4096
+# Read at once where all of it is there.
+_PIECE = 1 << 20
 
 
 class PstoreError(DumpError):
@@ -339,12 +341,17 @@ def _read_at_most(
     prog: Program, address: int, size: int, *, physical: bool = False
 ) -> tuple[bytes, str]:
     # As much as there is, and why that is not all.
-    try:
-        return prog.read(address, size, physical), ""
-    except FaultError as error:
-        first = str(error)
     pieces = []
     end = address + size
+    first = ""
+    while address < end and not first:
+        # What is asked for at once is allocated, there or not.
+        count = min(_PIECE, end - address)
+        try:
+            pieces.append(prog.read(address, count, physical))
+            address += count
+        except FaultError as error:
+            first = str(error)
     while address < end:
         count = min(_CHUNK - address % _CHUNK, end - address)
         try:

@@ -566,7 +566,7 @@ class _Hit(NamedTuple):
 # What is searched at a time; a header may lie across two pieces.
 _PIECE = 1 << 24
 # Headers that are looked at; memory full of them is no region.
-_MAX_HITS = 1 << 16
+_MAX_HITS = 1 << 13
 # A zone is no larger than that.
 _MAX_ZONE = 1 << 28
 

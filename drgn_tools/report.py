@@ -51,9 +51,9 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Dump, Draft], None]], ...] = (
     ("log", "Kernel log", log_section),
     ("tasks", "Tasks", tasks_section),
     ("memory", "Memory", memory_section),
-    ("pstore", "Persistent storage", pstore_section),
-    ("zram", "Compressed memory", zram_section),
-    ("oprofile", "Profile", oprofile_section),
+    ("pstore", "Logs in pstore", pstore_section),
+    ("zram", "zram devices", zram_section),
+    ("oprofile", "oprofile samples", oprofile_section),
     ("trace", "Trace buffers", trace_section),
 )
 # What needs debugging symbols, and of which modules beside the kernel.
@@ -182,7 +182,7 @@ def _death(
         stamp = re.match(r"\[ *(\d+)\.", lines[-1])
         if stamp:
             up = datetime.timedelta(seconds=int(stamp[1]))
-            yield "uptime", f"{up}, at the last line of the log"
+            yield "uptime", f"{up} (last log line)"
     if words is None:
         return
     start, end, at = words

@@ -20,7 +20,7 @@ from typing import Any, Callable, NamedTuple
 
 from drgn import FaultError, Object, PlatformFlags, Program, Type, TypeKind
 
-from drgn_tools.cpu_masks import for_each_possible_cpu
+from drgn_tools.variables import for_each_possible_cpu, page_size
 
 __all__ = ("for_each_ring_buffer_event", "ring_buffer_cpus", "ring_buffer_stats")
 
@@ -150,10 +150,6 @@ def _layout(prog: Program) -> _Layout:
         at, commit = 0, -1
     # Since "ring-buffer: make lockless" (in v2.6.32), "pages" is some element.
     pages = prog.type("struct ring_buffer_per_cpu").member("pages").type
-    page_size = prog["PAGE_SIZE"].value_()
-    if not 1 << 12 <= page_size <= 1 << 18 or page_size & (page_size - 1):
-        # drgn has it from VMCOREINFO.
-        raise ValueError(f"pages of {page_size} bytes cannot be")
     # Since 2.6.31; before, type and length were fields of their own.
     new = event.has_member("type_len")
     found = _Layout(
@@ -174,7 +170,7 @@ def _layout(prog: Program) -> _Layout:
         pages.kind != TypeKind.POINTER,
         tuple(range(32)) if new else _old_kinds(little),
         little,
-        page_size,
+        page_size(prog),
     )
     prog.cache["drgn_tools_ring_buffer"] = found
     return found

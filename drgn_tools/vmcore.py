@@ -732,9 +732,9 @@ class _KdumpVmcore(Vmcore):
 BITS_SET = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(
     axis=1, dtype=np.uint8
 )
-# Pieces of a machine's memory: firmware tells of thousands at most. A run takes a
-# hundred times as much memory here as in a bitmap.
-_MAX_RUNS = 1 << 16
+# Pieces of a machine's memory: Linux takes 3200 of firmware. In a bitmap they take two
+# bits, here hundreds of bytes, and to classify each a fraction of a millisecond.
+_MAX_RUNS = 1 << 13
 # Bytes of bitmap per entry of the rank table.
 _RANK_STEP = 512
 

@@ -381,13 +381,13 @@ def zram_device(zram: Object) -> ZramDevice:
     :param zram: ``struct zram *``
     :raises LookupError: if this kernel's zram is not understood.
     """
-    from drgn_tools.cpu_masks import for_each_online_cpu
+    from drgn_tools.variables import for_each_online_cpu, page_size
     from drgn_tools.zram_pages import algorithm_names, backing_path
     from drgn_tools.zram_table import slot_count
     from drgn_tools.zram_text import counter, limit_pages, pool_pages
 
     prog = zram.prog_
-    page = int(prog["PAGE_SIZE"])
+    page = page_size(prog)
     names = algorithm_names(zram)
     while names and not names[-1]:
         names.pop()

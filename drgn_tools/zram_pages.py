@@ -24,6 +24,7 @@ from drgn_tools.decompress import (
 )
 from drgn_tools.gather import is_little
 from drgn_tools.older_drgn import read_c_string, unaliased
+from drgn_tools.variables import page_size
 from drgn_tools.zram import ZramPage
 from drgn_tools.zram_table import (
     CHUNK,
@@ -210,7 +211,7 @@ class Reader:
     def __init__(self, zram: Object) -> None:
         self.zram = zram
         self.prog: Program = zram.prog_
-        self.page_size = int(self.prog["PAGE_SIZE"])
+        self.page_size = page_size(self.prog)
         self.count = slot_count(zram)
         """How many slots there are."""
         self.layout = read_layout(zram)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from drgn import FaultError, Object, Program, ProgramFlags, TypeKind
 
+from drgn_tools import variables
 from drgn_tools.decompress import BadStream
 from drgn_tools.older_drgn import unaliased
 from drgn_tools.zram import ZramStream
@@ -43,7 +44,7 @@ class _Buffer(NamedTuple):
 
 
 def _per_cpu(prog: Program) -> Iterator[int]:
-    from drgn_tools.cpu_masks import for_each_online_cpu
+    from drgn_tools.variables import for_each_online_cpu
 
     yield from for_each_online_cpu(prog)
 
@@ -183,7 +184,7 @@ def streams(zram: Object) -> Iterator[ZramStream]:
     :raises LookupError: if this kernel has no such buffers.
     """
     prog = zram.prog_
-    page_size = int(prog["PAGE_SIZE"])
+    page_size = variables.page_size(prog)
     algorithms = read_algorithms(zram)
     writers: dict[int, str] = {}
     for buffer in _buffers(zram):

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from drgn import FaultError, Object, Program, Type, TypeKind
 
 from drgn_tools.gather import Flags, Words, is_little
+from drgn_tools.variables import page_size
 
 #: Slots that are looked at together.
 CHUNK = 1 << 16
@@ -197,7 +198,7 @@ def slot_count(zram: Object) -> int:
 
     :raises LookupError: if its size is nonsense.
     """
-    count: int = where(zram, "disksize").value_() // int(zram.prog_["PAGE_SIZE"])
+    count: int = where(zram, "disksize").value_() // page_size(zram.prog_)
     if count > _MAX_SLOTS:
         raise LookupError(f"a zram device of {count} pages: its memory is damaged")
     return count
@@ -238,7 +239,7 @@ def read_slots(
     :param count: how many; all of them must exist.
     """
     prog = zram.prog_
-    page = int(prog["PAGE_SIZE"])
+    page = page_size(prog)
     dtype = np.dtype(layout.entry)
     data, missing = _read(prog, table + first * dtype.itemsize, dtype.itemsize, count)
     raw = np.frombuffer(data, dtype)
@@ -271,7 +272,7 @@ def _read(
         return prog.read(address, width * count), slice(0, 0)
     except (FaultError, OverflowError, ValueError):
         pass
-    step = int(prog["PAGE_SIZE"])
+    step = page_size(prog)
     data = bytearray(width * count)
     missing: set[int] = set()
     at = 0

@@ -18,6 +18,7 @@ from drgn import FaultError, Object, Program, TypeKind
 
 from drgn_tools.gather import Flags
 from drgn_tools.older_drgn import unaliased
+from drgn_tools.variables import page_size
 from drgn_tools.zram_pages import Reader, stored
 from drgn_tools.zram_table import (
     CHUNK,
@@ -172,7 +173,7 @@ def limit_pages(zram: Object) -> int:
 
 def mm_stat(zram: Object) -> str:
     """:file:`/sys/block/zramN/mm_stat`."""
-    page = int(zram.prog_["PAGE_SIZE"])
+    page = page_size(zram.prog_)
     pages, compacted = pool_pages(zram)
     columns = [
         counter(zram, "pages_stored") * page,
@@ -213,7 +214,7 @@ def bd_stat(zram: Object) -> str:
     """
     if _stat(zram, "bd_count") is None:
         raise LookupError("this kernel's zram cannot write back (ZRAM_WRITEBACK)")
-    scale = int(zram.prog_["PAGE_SIZE"]) >> 12
+    scale = page_size(zram.prog_) >> 12
     names = ("bd_count", "bd_reads", "bd_writes")
     return " ".join(f"{counter(zram, name) * scale:8d}" for name in names) + "\n"
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from drgn import Architecture, FaultError, Object, PlatformFlags, Program, Type
 
+from drgn_tools import variables
 from drgn_tools.gather import Flags, Words, is_little, words_of
 from drgn_tools.older_drgn import unaliased
 
@@ -171,7 +172,7 @@ def _read_layout(prog: Program) -> Layout:
 
     platform = prog.platform
     wide = platform is None or bool(platform.flags & PlatformFlags.IS_64_BIT)
-    page_size = int(prog["PAGE_SIZE"])
+    page_size = variables.page_size(prog)
     page = prog.type("struct page")
     pool = _find_type(prog, "struct zs_pool")
     if pool is None:

@@ -158,7 +158,7 @@ def split(words: list[str]) -> tuple[tuple[str, ...], list[str]] | None:
 
 
 # Have no --help, or are not ours.
-_OTHERS = ("contrib.", "venv", "pip")
+_OTHERS = ("contrib.", "tests.chromium", "venv", "pip")
 
 
 def wrong_options(words: list[str]) -> set[str]:

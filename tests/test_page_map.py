@@ -118,10 +118,16 @@ def shuffled(pages: StructPages, start: int, end: int, seed: int) -> None:
         start += length
 
 
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
+# Sections smaller and larger than what is classified at a time.
+@pytest.fixture(scope="module", params=[24, 30], ids=["16M sections", "1G sections"])
+def mixed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Made:
     """All classes, several pieces of memory, and memory that is not the kernel's."""
-    machine = Bare(ram=[(0, 32 * MIB), (40 * MIB, 24 * MIB), (512 * MIB, 3 * MIB)])
+    machine = Bare(
+        ram=[(0, 32 * MIB), (40 * MIB, 24 * MIB), (512 * MIB, 3 * MIB)],
+        section_bits=request.param,
+    )
     shuffled(machine.pages[0], 4096, 8192, 1)
     populate(machine.pages[1], 11264)
     path = tmp_path_factory.mktemp("mixed") / "dump"
@@ -257,6 +263,25 @@ def test_a_cut_dump_still_tells_classes(tmp_path: Path) -> None:
     check(page_map, made.kinds)
     lost = {t.kind: t.pages - t.dumped for t in page_map.classes}
     assert lost == {PageClass.KERNEL: 0, PageClass.ANON: 2048}
+
+
+def test_more_struct_pages_than_memory_can_be(tmp_path: Path) -> None:
+    """All sections up to a far one are there, a table says: not all are counted."""
+    machine = Bare(ram=[(0, 32 * MIB)], section_bits=27)
+    roots = machine.mem_section - machine.page_offset
+    first = machine.read(roots, 8)
+    machine.write(roots, first * 512)
+    (root,) = struct.unpack("<Q", first)
+    entry = machine.read(root - machine.page_offset, 16)
+    machine.write(root - machine.page_offset, entry * 256)
+    far = Load((1 << 44) - PAGE, bytes(PAGE))
+    write_elf(tmp_path / "dump", [*machine.loads(), far], machine.notes())
+    page_map = page_map_of(tmp_path / "dump")
+    # 1 TiB of them, and the page far away.
+    cells = [*range((1 << 40 - 27) + 1), (1 << 44 - 27) - 1]
+    assert page_map.grid.numbers.tolist() == cells
+    reserved = next(total for total in page_map.beside if total.kind == RESERVED)
+    assert reserved.pages == len(cells) * _CELL - 8192 - 1
 
 
 # --- zones ------------------------------------------------------------------------

@@ -46,7 +46,7 @@ from drgn_tools.translate import Translator
 from drgn_tools.vmcore import bitmap_runs, bitmap_slice, merge_runs, open_vmcore
 from drgn_tools.vmcoreinfo import Vmcoreinfo, if_sound
 from tests import hostile_streams, regions, synthetic
-from tests.fuzz import programs
+from tests.fuzz import command_line, programs
 from tests.synthetic import MIB, PAGE
 from tests.test_print_fmt import FIELDS, Kernel
 
@@ -116,6 +116,7 @@ def _made(write: Callable[[Path], object]) -> bytes:
         return path.read_bytes()
 
 
+@functools.lru_cache(maxsize=1)
 def elf_seeds() -> list[bytes]:
     found = []
     options: dict[str, Any]
@@ -155,6 +156,7 @@ def _write_elf(
     synthetic.write_elf(path, loads, notes, **options)
 
 
+@functools.lru_cache(maxsize=1)
 def kdump_seeds() -> list[bytes]:
     found = []
     for codec, version, generation in (
@@ -333,6 +335,7 @@ _PIECE = 68
 _MEMORY = 6 * MIB
 
 
+@functools.lru_cache(maxsize=1)
 def kernel_seeds() -> list[bytes]:
     found = []
     for generation in ("7.2", "6.6", "5.10", "4.18"):
@@ -453,8 +456,8 @@ def read_vmcoreinfo(data: bytes) -> None:
 def bitmap_seeds() -> list[bytes]:
     return [
         bytes(8) + b"\xff" * 100,
-        bytes(4) + b"\x0f\xf0" * 500 + bytes(1000) + b"\xff" * 9,
-        struct.pack("<II", 77, 900) + b"\x55" * 2000,
+        bytes(4) + b"\x0f\xf0" * 50 + bytes(100) + b"\xff" * 9,
+        struct.pack("<II", 77, 900) + b"\x55" * 50,
     ]
 
 
@@ -572,18 +575,25 @@ _LAYOUTS = (
 
 
 def read_region(data: bytes) -> None:
-    for layout in _LAYOUTS:
-        region: Any = attempt(lambda layout=layout: ramoops.read_region(data, layout))  # type: ignore[misc]
-        if region is None:
-            continue
-        traces = []
-        for zone in region.zones:
-            assert len(zone.content) <= zone.size
-            if zone.kind == "ftrace":
-                traces.append(zone.content)
-            elif zone.kind == "dmesg":
-                pstore_records.decode_dmesg(zone.content)
-        _merge(traces, region.version)
+    layout = _LAYOUTS[(data[0] if data else 0) % len(_LAYOUTS)]
+    region = ramoops.read_region(data[1:], layout)
+    traces = []
+    for zone in region.zones:
+        assert len(zone.content) <= zone.size
+        if zone.kind == "ftrace":
+            traces.append(zone.content)
+        elif zone.kind == "dmesg":
+            pstore_records.decode_dmesg(zone.content)
+    _merge(traces, region.version)
+
+
+def region_seeds() -> list[bytes]:
+    """The first byte says which of :data:`_LAYOUTS`."""
+    return [
+        bytes([number]) + region
+        for number in range(len(_LAYOUTS))
+        for region in ramoops_seeds()
+    ]
 
 
 def _merge(traces: list[bytes], version: Any) -> None:
@@ -764,6 +774,35 @@ def read_symbols(data: bytes) -> None:
     found.place(0xFFFFFFFF81000010)
 
 
+# --- commands ---------------------------------------------------------------------
+
+
+def command_seeds() -> list[bytes]:
+    found = []
+    for number, line in enumerate(command_line.LINES):
+        dumps = [kdump_seeds()[0], elf_seeds()[1], kdump_seeds()[5]]
+        if "-R" in line.words:
+            dumps = flattened_seeds()
+        elif "--raw" in line.words:
+            dumps = ramoops_seeds()
+        found += [bytes([number]) + dump for dump in dumps]
+    return found
+
+
+def read_command(data: bytes) -> None:
+    out = os.path.join(_output_folder(), "out")
+    with as_file(data[1:]) as dump:
+        command_line.read_line(data, dump, out)
+
+
+def read_arguments(data: bytes) -> None:
+    folder = _output_folder()
+    dump = os.path.join(folder, "dump")
+    if not os.path.exists(dump):
+        Path(dump).write_bytes(elf_seeds()[2])
+    command_line.read_arguments(data, folder)
+
+
 #: By name, in the order in which they are tried.
 READERS: dict[str, Reader] = {
     "elf": Reader(elf_seeds, read_dump, most=1 << 18),
@@ -778,7 +817,7 @@ READERS: dict[str, Reader] = {
     "mem_section": Reader(kernel_seeds, read_mem_section, most=1 << 17),
     "struct pages": Reader(kernel_seeds, read_struct_pages, most=1 << 17),
     "kernel log": Reader(kernel_seeds, read_log, most=1 << 17),
-    "bitmaps": Reader(bitmap_seeds, read_bitmap),
+    "bitmaps": Reader(bitmap_seeds, read_bitmap, most=1 << 10),
     "checksums": Reader(checked_seeds, read_checksums, most=1 << 18),
     "verify": Reader(
         lambda: [*checked_seeds(), *kdump_seeds()[4:]], read_verify, most=1 << 18
@@ -800,7 +839,7 @@ READERS: dict[str, Reader] = {
             ("842", 512),
         )
     },
-    "ramoops region": Reader(ramoops_seeds, read_region),
+    "ramoops region": Reader(region_seeds, read_region),
     "ramoops layout": Reader(layout_seeds, read_layout),
     "pstore oops": Reader(oops_seeds, read_oops, ()),
     "pstore ftrace": Reader(trace_seeds, read_trace, ()),
@@ -815,4 +854,6 @@ READERS: dict[str, Reader] = {
         )
         for name, family in programs.FAMILIES.items()
     },
+    "commands": Reader(command_seeds, read_command, (), most=1 << 18),
+    "arguments": Reader(command_line.argument_seeds, read_arguments, (), most=1 << 10),
 }

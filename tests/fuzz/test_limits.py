@@ -14,7 +14,7 @@ from typing import Callable
 import numpy as np
 import pytest
 
-from drgn_tools import kernel_log, pages, print_fmt, verify
+from drgn_tools import kernel_log, pages, print_fmt, pstore, ramoops, verify
 from drgn_tools.errors import DumpError
 from drgn_tools.formats import elf, flattened, kdump
 from drgn_tools.ftrace_text import TORN
@@ -22,9 +22,10 @@ from drgn_tools.plan import find_struct_pages, make_plan
 from drgn_tools.translate import Translator
 from drgn_tools.vmcore import open_vmcore
 from drgn_tools.vmcoreinfo import Vmcoreinfo
+from tests import regions, test_pstore
 from tests.fuzz.limits import within_limits
 from tests.fuzz.readers import machine
-from tests.synthetic import PAGE, VMEMMAP, vmcoreinfo_text
+from tests.synthetic import MIB, PAGE, VMEMMAP, Machine, vmcoreinfo_text, write_kdump
 from tests.test_print_fmt import FIELDS, Kernel
 
 
@@ -182,6 +183,22 @@ def test_bitmap_of_single_page_frames(size: int, tmp_path: Path) -> None:
     assert "too many pieces" in refused(opened(tmp_path / "dump"))
 
 
+def test_memory_in_as_many_pieces_as_there_may_be(tmp_path: Path) -> None:
+    of = Machine(ram=((0, 18 * MIB),), section_bits=30, mapping="1G", image=16 * MIB)
+    of.loads()
+    kept = {pfn: bytes(PAGE) for pfn in range(16 * MIB // PAGE)}
+    kept |= {pfn: of.page(pfn) for pfn in range(len(kept), of.used_end // PAGE)}
+    apart = range(6000, 6000 + 2 * 8000, 2)
+    write_kdump(tmp_path / "dump", kept, of.notes(), excluded=apart)
+
+    def work() -> int:
+        with open_vmcore(str(tmp_path / "dump")) as vmcore:
+            assert len(vmcore.data_runs) == 8001
+            return make_plan(vmcore, frozenset()).pages
+
+    assert within_limits(work) == str(len(kept))
+
+
 def test_descriptors_that_are_their_own_data(tmp_path: Path) -> None:
     count = 1 << 14
     header, raw = kdump_headers(count)
@@ -220,6 +237,31 @@ def test_records_of_a_byte_each_over_each_other(tmp_path: Path) -> None:
     path = tmp_path / "dump"
     path.write_bytes(flattened.HEADER + rows.tobytes() + flattened.END)
     assert "not a dump" in refused(opened(path))
+
+
+# --- persistent memory ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ecc", [0, 16])
+def test_region_that_is_full_of_zones(ecc: int) -> None:
+    ring = regions.Ring(128, regions.SIG, ecc=ecc)
+    ring.write(b"few bytes")
+    data = ring.image() * 30_000
+    said = within_limits(lambda: len(ramoops.read_region(data).zones))
+    assert 1000 < int(said) < 30_000
+
+
+def test_buffer_of_pstore_that_is_not_there() -> None:
+    kernel, _ = test_pstore.full("6.12", 1, 0, 10)
+    info = kernel.psinfo("ramoops", 0, b"Panic#1 Part1")
+    at = info + kernel.member("struct pstore_info", "bufsize")
+    largest = (1 << 27) - 1
+    kernel.poke(at, struct.pack("<Q", largest))
+    # Nothing of it is read for its own sake: there is no room for it.
+    said = within_limits(
+        lambda: len(list(pstore.for_each_pstore_zone(kernel.prog))), 64 << 20
+    )
+    assert said == "6"
 
 
 # --- struct pages -----------------------------------------------------------------

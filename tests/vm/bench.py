@@ -14,8 +14,8 @@ Say = Callable[[str], None]
 """Where a progress line goes."""
 
 PROGRAMS = {
-    "apt-get": "apt",
     "aclocal": "automake",
+    "apt-get": "apt",
     "autoreconf": "autoconf",
     "bc": "bc",
     "bison": "bison",

@@ -30,6 +30,7 @@ BYTES = "bytes"
 COLUMNS = (*kernels.NAMES, BYTES)
 
 PAGES = {
+    "commands": "commands.md",
     "extract": "extract.md",
     "dmesg": "extract.md#drgn-tools-dmesg",
     "info": "extract.md#drgn-tools-info",

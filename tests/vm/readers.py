@@ -21,6 +21,7 @@ import numpy.typing as npt
 from elftools.elf.elffile import ELFFile
 
 from drgn_tools.vmcore import open_vmcore
+from drgn_tools.vmcoreinfo import Vmcoreinfo
 from tests.synthetic import read_kdump
 
 from . import dumps, libkdumpfile, peers
@@ -136,35 +137,34 @@ class Kdumpfile:
         return np.unpackbits(packed, count=end_pfn, bitorder="little").astype(np.bool_)
 
 
-class _Crash:
-    """What crash reads: each run of pages, in a file of its own."""
-
-    def __init__(self, dump: Dump, path: Path, present: Bools, work: Path) -> None:
-        self._places = []
-        lines = []
-        for pfn, count in runs(present, len(present)):
-            place = work / f"pages-{pfn}"
-            self._places.append((pfn, count, place))
-            lines.append(f"rd -r {place} -p {pfn * PAGE:#x} {count * PAGE}\n")
-        script = work / "script"
-        script.write_text("".join(lines))
-        # Without tasks and modules, for which it would look.
-        argv = [*peers.argv("crash-sid"), "--minimal", "-s"]
-        done = subprocess.run(
-            [*argv, dump.kernel.vmlinux, path],
-            input=f"< {script}\nquit\n",
-            capture_output=True,
-            text=True,
-            errors="replace",
+def _crash(
+    dump: Dump, path: Path, present: Bools, work: Path
+) -> Iterator[tuple[int, bytes]]:
+    """What crash reads: page frame and data of each of runs(present, _CHUNK)."""
+    places = list(runs(present, len(present)))
+    script = work / "script"
+    script.write_text(
+        "".join(
+            f"rd -r {work}/pages-{pfn} -p {pfn * PAGE:#x} {count * PAGE}\n"
+            for pfn, count in places
         )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-
-    def chunks(self) -> Iterator[tuple[int, bytes]]:
-        for pfn, count, place in self._places:
-            with place.open("rb") as file:
-                for at in range(pfn, pfn + count, _CHUNK):
-                    yield at, file.read(_CHUNK * PAGE)
-            place.unlink()
+    )
+    # Without tasks and modules, for which it would look.
+    argv = [*peers.argv("crash-sid"), "--minimal", "-s"]
+    done = subprocess.run(
+        [*argv, dump.kernel.vmlinux, path],
+        input=f"< {script}\nquit\n",
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for pfn, count in places:
+        place = work / f"pages-{pfn}"
+        with place.open("rb") as file:
+            for at in range(pfn, pfn + count, _CHUNK):
+                yield at, file.read(_CHUNK * PAGE)
+        place.unlink()
 
 
 def _by_makedumpfile(path: Path, whole: bool, work: Path) -> dict[int, bytes]:
@@ -229,8 +229,9 @@ def _compare(
         theirs = Kdumpfile(path)
         assert (theirs.present(end) == present).all(), "libkdumpfile's file.pagemap"
         before = None if made_of is None else Kdumpfile(dump.path)
-        crashed = _Crash(dump, path, present, work).chunks()
+        # First, because what it writes is gone before crash writes.
         made = _by_makedumpfile(path, before is None, work) if makedumpfile else {}
+        crashed = _crash(dump, path, present, work)
         left_out = []
         for pfn, count in runs(present, _CHUNK):
             single = list(vmcore.pages(np.arange(pfn, pfn + count)))
@@ -253,7 +254,8 @@ def _compare(
         assert next(crashed, None) is None
         assert not made, "makedumpfile has more"
         theirs.close()
-    rest = _unexplained(dump, left_out)
+        assert vmcore.vmcoreinfo is not None
+        rest = _unexplained(dump, left_out, vmcore.vmcoreinfo)
     assert not rest, f"makedumpfile leaves out {rest[:3]}"
     pages = int(present.sum())
     return Compared(pages, pages - len(left_out) if makedumpfile else 0)
@@ -261,13 +263,18 @@ def _compare(
 
 # Bits of /proc/kpageflags: what makedumpfile leaves out at any level.
 _KPF_HWPOISON, _KPF_OFFLINE = 19, 23
+# And what 1.7.8 does not know since 7.1, where OFFSET(page.compound_head) is gone: it
+# takes tails of slabs for user pages. It filters what is filtered once more.
+_KPF_COMPOUND_TAIL = 16
 
 
-def _unexplained(dump: Dump, left_out: Sequence[int]) -> list[int]:
-    """Of what makedumpfile left out, what the guest does not say is unusable."""
+def _unexplained(dump: Dump, left_out: Sequence[int], info: Vmcoreinfo) -> list[int]:
+    """Of what makedumpfile left out, what the guest does not say is such."""
     flags: Any = np.frombuffer(dump.fact("kpageflags"), "<u8")
-    bits = np.uint64(1 << _KPF_HWPOISON | 1 << _KPF_OFFLINE)
-    return [n for n in left_out if n >= len(flags) or not flags[n] & bits]
+    bits = 1 << _KPF_HWPOISON | 1 << _KPF_OFFLINE
+    if info.offset("page.compound_head") is None:
+        bits |= 1 << _KPF_COMPOUND_TAIL
+    return [n for n in left_out if n >= len(flags) or not int(flags[n]) & bits]
 
 
 def _write(dump: Dump, kind: str, target: Path) -> Path:

@@ -110,10 +110,8 @@ def _physical(vmcores: Sequence[Vmcore]) -> Read:
         while len(data) < size:
             at = paddr + len(data)
             for vmcore in vmcores:
-                if (
-                    not vmcore.part
-                    or vmcore.part.pfn <= at // PAGE < vmcore.part.end_pfn
-                ):
+                part = vmcore.part
+                if not part or part.pfn <= at // PAGE < part.end_pfn:
                     break
             data += vmcore.read(at, min(size - len(data), PAGE - at % PAGE))
         return data

@@ -81,6 +81,10 @@ def test_a_module_alone() -> None:
     assert f"install linux-image-{found.kernel.release}-dbg or name " in line
 
 
+@pytest.mark.verified(
+    "commands: which debug package is missing",
+    by="the package that the symbols are from",
+)
 @pytest.mark.parametrize("name", kernels.DEBIAN)
 def test_debian_calls_it_so(name: str) -> None:
     """The bench took the symbols from a package of that name."""
@@ -100,6 +104,9 @@ def drgn_prog_set(prog):
 """
 
 
+@pytest.mark.verified(
+    "commands: debugging symbols found by drgn", by="drgn's own places", on="6.12-bench"
+)
 def test_drgn_finds_them(tmp_path: Path) -> None:
     """Where it looks by itself, or where a user's plugin tells it to."""
     guest = zram_guests.get(BY_KERNEL["6.12-bench"])

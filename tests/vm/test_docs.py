@@ -100,10 +100,11 @@ def place(said: str, folder: Path) -> Place:
     for name, path in (*machine.files.items(), *((p.name, p) for p in symbols)):
         (folder / name).symlink_to(path)
     # A tool of the bench is found with PATH as if it were installed.
-    tool = folder / "bin" / "trace-cmd"
-    tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\nexec {shlex.join(peers.argv("trace-cmd"))} "$@"\n')
-    tool.chmod(0o755)
+    (folder / "bin").mkdir()
+    for name in ("trace-cmd", "pprof"):
+        tool = folder / "bin" / name
+        tool.write_text(f'#!/bin/sh\nexec {shlex.join(peers.argv(name))} "$@"\n')
+        tool.chmod(0o755)
     words = {}
     for word in renamed:
         shown, _, name = word.partition(" = ")

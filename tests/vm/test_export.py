@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import json
+import random
 import re
 import subprocess
 from collections.abc import Iterator
@@ -21,14 +22,19 @@ import pytest
 from drgn_tools import zram_csv
 from drgn_tools.export import function_trace, stacks
 from drgn_tools.ftrace import for_each_ftrace_event, ftrace_export
+from drgn_tools.ftrace_memory import Commands, TraceEvents, trace_buffers
+from drgn_tools.ftrace_perfetto import Source, perfetto_trace
+from drgn_tools.ftrace_text import Kernel, Printer
 from drgn_tools.oprofile import (
     for_each_oprofile_sample,
     oprofile_callgraph,
     oprofile_export,
 )
 from drgn_tools.oprofile_text import call_chain, task_name
+from drgn_tools.output import write_file
 from drgn_tools.pstore import pstore_export, pstore_ftrace
 from drgn_tools.pstore_records import FtraceFormat
+from drgn_tools.ring_buffer import for_each_ring_buffer_event
 from drgn_tools.zram import find_zram, zram_table
 from tests import speedscope, test_export, trace_processor
 from tests.command import drgn_tools
@@ -94,6 +100,9 @@ def report(path: Path) -> dict[str, list[tuple[str, ...]]]:
     return found
 
 
+@pytest.mark.verified(
+    "pstore: trace.dat", by="trace-cmd report, and the text of the same trace"
+)
 @pytest.mark.parametrize("spec", TRACED, ids=lambda spec: spec.name)
 def test_trace_cmd_shows_pstores_trace(spec: Spec, tmp_path: Path) -> None:
     prog, boots = traced(spec)
@@ -111,6 +120,10 @@ def test_trace_cmd_shows_pstores_trace(spec: Spec, tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.verified(
+    "pstore: Perfetto's trace",
+    by="Perfetto's trace_processor, and the text of the same trace",
+)
 @pytest.mark.parametrize("spec", TRACED, ids=lambda spec: spec.name)
 def test_perfetto_shows_pstores_trace(spec: Spec, tmp_path: Path) -> None:
     prog, boots = traced(spec)
@@ -125,6 +138,7 @@ def test_perfetto_shows_pstores_trace(spec: Spec, tmp_path: Path) -> None:
         assert found[f"pstore, boot {boot} (1 us = 1 record)"] == lines
 
 
+@pytest.mark.verified("pstore: trace.dat", by="trace-cmd report", on="bytes")
 @pytest.mark.parametrize("word", [8, 4])
 @pytest.mark.parametrize("byteorder", ["little", "big"])
 def test_trace_cmd_shows_what_no_guest_has(
@@ -184,6 +198,10 @@ def microseconds(nanoseconds: int) -> int:
     return (nanoseconds + 500) // 1000
 
 
+@pytest.mark.verified(
+    "ftrace: Perfetto's trace",
+    by="Perfetto's trace_processor, and the `trace` files of the same guest",
+)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_perfetto_shows_trace_buffers(kernel: str, tmp_path: Path) -> None:
     guest = ftrace_guests.get(kernel)
@@ -255,6 +273,43 @@ def test_perfetto_shows_trace_buffers(kernel: str, tmp_path: Path) -> None:
     assert {tid for tid, _ in names} == {tid for *_, tid in expected_switches}
 
 
+@pytest.mark.parametrize("kernel", KERNELS[-2:])
+def test_perfetto_reads_mutated_records(kernel: str, tmp_path: Path) -> None:
+    """Whatever is in a record, it is a mark, a call or its end."""
+    guest = ftrace_guests.get(kernel)
+    prog = opened(guest.dump("qemu"), *guest.kernel.debug_files())
+    seed = random.Random(kernel)
+    buffers = trace_buffers(prog)
+    (graph,) = (buffer for buffer in buffers if buffer.name == "graph")
+    whole = list(for_each_ring_buffer_event(buffers[0].buffer))
+    whole += for_each_ring_buffer_event(graph.buffer)
+    records = []
+    for _ in range(5000):
+        record = seed.choice(whole)
+        data = bytearray(record.data)
+        for _ in range(seed.choice([1, 2, 8])):
+            # Mostly of the same type.
+            data[seed.randrange(seed.choice([0, 8]), len(data))] = seed.randrange(256)
+        if seed.random() < 0.1:
+            del data[seed.randrange(len(data)) :]
+        records.append(record._replace(data=bytes(data), cpu=seed.randrange(2)))
+    records.sort(key=lambda record: record.time)
+    kernel_, events, commands = Kernel(prog), TraceEvents(prog), Commands(prog)
+    printer = Printer(prog, buffers[0], kernel_, events, commands)
+    cpus = {n: iter([r for r in records if r.cpu == n]) for n in range(2)}
+    path = tmp_path / "a.pftrace"
+    source = Source(buffers[0], printer, cpus)
+    write_file(str(path), perfetto_trace([source]))
+    errors, marks = trace_processor.query(
+        path, trace_processor.ERRORS, trace_processor.MARKS
+    )
+    # Tasks that cannot have run are no fault of the file.
+    assert {name for name, _ in errors} <= {"mismatched_sched_switch_tids"}
+    assert len(marks) > 3000
+    for mark in marks:
+        assert all(c.isprintable() or c in "\t\n" for c in mark[5] or "")
+
+
 # --- profiles
 
 
@@ -264,6 +319,11 @@ def profiled(request: pytest.FixtureRequest) -> drgn.Program:
     return opened(guest.dump, *guest.kernel.debug_files())
 
 
+@pytest.mark.verified(
+    "oprofile: speedscope's file",
+    by="what speedscope's published schema asks for",
+    on="5.10",
+)
 def test_speedscopes_stacks(profiled: drgn.Program, tmp_path: Path) -> None:
     path = tmp_path / "a.speedscope.json"
     oprofile_export(profiled, str(path))
@@ -309,6 +369,7 @@ def raw(path: Path) -> Iterator[tuple[list[int], list[str], dict[str, str]]]:
         yield values, [names[place] for place in places], labels
 
 
+@pytest.mark.verified("oprofile: pprof's file", by="go tool pprof", on="5.10")
 def test_pprof_reads_it(profiled: drgn.Program, tmp_path: Path) -> None:
     path = tmp_path / "a.pb.gz"
     oprofile_export(profiled, str(path))
@@ -334,6 +395,7 @@ def test_pprof_reads_it(profiled: drgn.Program, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.verified("oprofile: pprof's file", by="go tool pprof", on="bytes")
 def test_pprof_reads_what_no_guest_has(tmp_path: Path) -> None:
     """Several events, and names that are no names."""
     samples = test_export.profile()
@@ -365,6 +427,10 @@ def test_the_command_of_oprofile(tmp_path: Path) -> None:
 # --- tables of zram
 
 
+@pytest.mark.verified(
+    "zram: tables (`-o`)",
+    by="pyarrow, block_state of the same guest, and what it wrote, page by page",
+)
 @pytest.mark.parametrize(
     "spec",
     [spec for spec in zram_guests.MATRIX if spec.devices],

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import pytest
 from drgn.helpers.linux.mm import follow_phys
 from drgn.helpers.linux.pid import find_task
+from PIL import Image
 
 from drgn_tools.export.page_image import page_png, page_svg
 from drgn_tools.page_helpers import for_each_page_run, pages_map
@@ -65,6 +67,7 @@ def guest_zones(zoneinfo: str) -> dict[tuple[int, str], dict[str, int]]:
     return zones
 
 
+@pytest.mark.verified("pages: zones and nodes", by="/proc/zoneinfo of the same guest")
 def test_zones_are_those_of_zoneinfo(case: Case) -> None:
     assert case.page_map.why_no_zones == ""
     zones = {
@@ -81,6 +84,7 @@ def test_zones_are_those_of_zoneinfo(case: Case) -> None:
     assert case.page_map.zoneless < 64
 
 
+@pytest.mark.verified("pages: free blocks", by="/proc/buddyinfo of the same guest")
 def test_free_blocks_are_those_of_buddyinfo(case: Case) -> None:
     """And make up the free pages that struct pages tell, which is another source."""
     said = {}
@@ -98,6 +102,7 @@ def test_free_blocks_are_those_of_buddyinfo(case: Case) -> None:
         assert free == pytest.approx(said[zone.node, zone.name], rel=0.05)
 
 
+@pytest.mark.verified("pages: the picture", by="/proc/kpageflags of the same guest")
 def test_the_picture_shows_what_the_guest_says(case: Case) -> None:
     """Page by page, its colour and legend against /proc/kpageflags."""
     assert case.picture.square == PAGE
@@ -164,6 +169,10 @@ def assert_planted(dump: Dump, picture: Picture) -> None:
     assert seen == set(_PLANTED)
 
 
+@pytest.mark.verified(
+    "pages: the class of each page",
+    by="page tables of the tasks that hold memory, read by drgn",
+)
 @pytest.mark.parametrize("spec", dumps.MATRIX[::3], ids=lambda spec: spec.name)
 def test_planted_memory_is_where_the_guest_put_it(spec: Spec) -> None:
     """By the page tables of the tasks that hold it, as drgn reads them."""
@@ -233,14 +242,17 @@ def test_makedumpfiles_dumps(everyday: Dump, tmp_path: Path) -> None:
 
 # In the guest: our classes, and the kernel's own words just before and after.
 _SEEN = """
-import json
+import json, os
 import numpy as np
 from drgn_tools.page_helpers import for_each_page_run, pages_image, pages_map
 from drgn_tools.page_helpers import pages_summary
 
 def flags():
-    with open("/proc/kpageflags", "rb") as file:
-        return np.frombuffer(file.read(), "<u8")
+    # It takes no read that is not of whole words.
+    fd = os.open("/proc/kpageflags", os.O_RDONLY)
+    data = b"".join(iter(lambda: os.read(fd, 1 << 20), b""))
+    os.close(fd)
+    return np.frombuffer(data, "<u8")
 
 before = flags()
 kinds = np.full(len(before), 255)
@@ -269,6 +281,11 @@ print("@@" + json.dumps({
 """
 
 
+@pytest.mark.verified(
+    "pages: the running kernel",
+    by="/proc/kpageflags and /proc/zoneinfo of the same guest",
+    on="6.12-bench",
+)
 def test_live(tmp_path: Path) -> None:
     """A running kernel through drgn says what /proc/kpageflags and zoneinfo say."""
     kernel = kernels.get("6.12-bench")
@@ -312,4 +329,8 @@ def test_live(tmp_path: Path) -> None:
         )
     ]
     assert [tuple(run) for run in seen["ram"]] == ram
-    assert Picture(svg.decode(), png).square == PAGE
+    release = kernel.release
+    assert f"Linux {release}: " in svg.decode()
+    assert f"Linux {release}, " in summary
+    with Image.open(io.BytesIO(png)) as image:
+        assert f'viewBox="0 0 {image.width} {image.height}"' in svg.decode()

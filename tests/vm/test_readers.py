@@ -18,6 +18,10 @@ CASES = [
 ]
 
 
+@pytest.mark.verified(
+    "extract: every page through four readers",
+    by="drgn, libkdumpfile and makedumpfile, page by page",
+)
 @pytest.mark.parametrize(("spec", "kind", "output"), CASES)
 def test_four_readers(spec: dumps.Spec, kind: str, output: str, tmp_path: Path) -> None:
     dump = next(dump for dump in dumps.both(spec) if dump.kind == kind)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-CPUs of a kernel
-----------------
+What much goes by
+-----------------
 
-Like drgn's helpers, but no more CPUs than a mask has bits: ``nr_cpu_ids``, which those
-go by, is a variable, and in a damaged dump may be billions.
+The size of a page and the CPUs, like drgn's own but with limits: the first is from
+VMCOREINFO, and drgn takes any power of two; ``nr_cpu_ids``, which drgn goes by, is a
+variable. In a damaged dump they may be billions.
 """
 
 from __future__ import annotations
@@ -14,6 +15,18 @@ from collections.abc import Iterator
 from drgn import Object, Program, sizeof
 from drgn.helpers.linux.bitops import for_each_set_bit
 from drgn.helpers.linux.cpumask import cpu_online_mask, cpu_possible_mask
+
+
+def page_size(prog: Program) -> int:
+    """
+    Return the size of a page, in bytes.
+
+    :raises LookupError: if it cannot be.
+    """
+    size: int = prog["PAGE_SIZE"].value_()
+    if not 1 << 12 <= size <= 1 << 18 or size & (size - 1):
+        raise LookupError(f"pages of {size} bytes cannot be")
+    return size
 
 
 def for_each_cpu_in(mask: Object) -> Iterator[int]:

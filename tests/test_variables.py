@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from drgn_tools.cpu_masks import for_each_possible_cpu
 from drgn_tools.ring_buffer import for_each_ring_buffer_event
+from drgn_tools.variables import for_each_possible_cpu
 from tests.oprofile_kernel import OprofileKernel
 from tests.ring_kernel import RingKernel
 
@@ -31,5 +31,5 @@ def test_no_more_cpus_than_bits(count: int) -> None:
 def test_page_size_that_cannot_be(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.ring_kernel.PAGE", size)
     kernel = RingKernel("7.2")
-    with pytest.raises(ValueError, match="cannot be"):
+    with pytest.raises(LookupError, match="cannot be"):
         for_each_ring_buffer_event(kernel.buffer)

@@ -108,7 +108,8 @@ def _paragraphs(function: Callable[..., Any]) -> Iterator[str]:
 
 def summary(function: Callable[..., Any]) -> str:
     """How a docstring begins, to stand in a list."""
-    sentence = re.split(r"[.:](?:\s|$)", _plain(next(_paragraphs(function))))[0]
+    text = re.sub(r" \(.*?\)", "", _plain(next(_paragraphs(function))))
+    sentence = re.split(r"[.:](?:\s|$)", text)[0].rstrip(",")
     return sentence[:1].lower() + sentence[1:]
 
 

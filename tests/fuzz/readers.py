@@ -41,7 +41,7 @@ from drgn_tools.ftrace_text import binary_printf
 from drgn_tools.plan import find_struct_pages, page_classes
 from drgn_tools.print_fmt import Unsupported, compile_print_fmt
 from drgn_tools.rearrange import rearrange
-from drgn_tools.symbols import load
+from drgn_tools.symbols import ElfFile, load
 from drgn_tools.translate import Translator
 from drgn_tools.vmcore import bitmap_runs, bitmap_slice, merge_runs, open_vmcore
 from drgn_tools.vmcoreinfo import Vmcoreinfo, if_sound
@@ -49,6 +49,7 @@ from tests import hostile_streams, regions, synthetic
 from tests.fuzz import command_line, programs
 from tests.synthetic import MIB, PAGE
 from tests.test_print_fmt import FIELDS, Kernel
+from tests.test_pstore_raw import elf_with_symbols
 
 
 class Reader(NamedTuple):
@@ -764,12 +765,15 @@ def symbol_seeds() -> list[bytes]:
     lines = b"".join(
         b"ffffffff81%06x T function_%d\n" % (n * 64, n) for n in range(200)
     )
-    return [lines, lines.replace(b" T ", b" t ")]
+    functions = [(0xFFFFFFFF81000000 + 64 * n, f"function_{n}") for n in range(50)]
+    return [lines, lines.replace(b" T ", b" t "), elf_with_symbols(functions)]
 
 
 def read_symbols(data: bytes) -> None:
     with as_file(data) as path:
         found = load(path)
+        if data.startswith(b"\x7fELF"):
+            ElfFile(path).find(64)
     found.function(0xFFFFFFFF81000010)
     found.place(0xFFFFFFFF81000010)
 

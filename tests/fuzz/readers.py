@@ -10,10 +10,12 @@ other exception, a crash, a hang or a lot of memory is a fault.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
 import random
+import shutil
 import struct
 import tempfile
 import zlib
@@ -261,16 +263,23 @@ def read_flattened(data: bytes) -> None:
     read_dump(data)
 
 
-_OUTPUT = ""
+@functools.lru_cache(maxsize=1)
+def room() -> str:
+    """
+    A folder for files that are written, in memory where there is some. It goes with
+    the process that first asks for it; those that it forks have it too.
+    """
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    made = tempfile.mkdtemp(prefix="drgn-tools-fuzz-", dir=base)
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 def _output_folder() -> str:
-    # Files that are written have a place of their own, in memory where there is one.
-    global _OUTPUT
-    if not _OUTPUT or not os.path.isdir(_OUTPUT):
-        base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        _OUTPUT = tempfile.mkdtemp(prefix=f"drgn-tools-fuzz-{os.getpid()}-", dir=base)
-    return _OUTPUT
+    # For this process alone.
+    folder = os.path.join(room(), str(os.getpid()))
+    os.makedirs(folder, exist_ok=True)
+    return folder
 
 
 def read_stream(data: bytes) -> None:

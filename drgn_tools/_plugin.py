@@ -42,7 +42,7 @@ _COMMANDS = (
     "oprofile_samples oprofile_stats "
     "pages_image pages_summary "
     "pstore_console pstore_dmesg pstore_export pstore_ftrace pstore_pmsg pstore_zones "
-    "swap_where "
+    "swap_tasks swap_where "
     "zram_bd_stat zram_block_state zram_devices zram_export zram_io_stat zram_mm_stat "
     "zram_pools zram_streams zram_table"
 )

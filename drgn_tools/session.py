@@ -75,6 +75,7 @@ _RECORDS = {
     "pstore_ftrace": "for record in for_each_pstore_ftrace(*):",
     "pstore_pmsg": "for record in for_each_pstore_record(kind='pmsg'):",
     "pstore_zones": "for zone in for_each_pstore_zone():",
+    "swap_tasks": "for task in for_each_swap_task():",
     "swap_where": "task = find_task({pid})\nfor pages in swap_map(task, *):",
     "zram_bd_stat": "zram = find_zram({device})\nstats = zram.stats",
     "zram_block_state": "zram = find_zram({device})\n"
@@ -107,7 +108,8 @@ def _paragraphs(function: Callable[..., Any]) -> Iterator[str]:
 
 def summary(function: Callable[..., Any]) -> str:
     """How a docstring begins, to stand in a list."""
-    sentence = re.split(r"[.:](?:\s|$)", _plain(next(_paragraphs(function))))[0]
+    text = re.sub(r" \(.*?\)", "", _plain(next(_paragraphs(function))))
+    sentence = re.split(r"[.:](?:\s|$)", text)[0].rstrip(",")
     return sentence[:1].lower() + sentence[1:]
 
 

@@ -19,6 +19,7 @@ from drgn import Program
 
 from drgn_tools import _plugin, session
 
+from . import session_table
 from .command import environment
 
 
@@ -151,3 +152,8 @@ def test_importing_does_nothing(core: Path) -> None:
         env=environment(DRGN_DISABLE_PLUGINS="*"),
     )
     assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
+def test_page_has_all_of_them() -> None:
+    # If not: python -m tests.session_table
+    assert session_table.PAGE.read_text() == session_table.page()

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.fuzz import runner
+from tests.fuzz import readers, runner
 from tests.fuzz.readers import READERS
 
 _HEADINGS = ("reader", "inputs", "seconds", "per s", "edges", "slowest", "findings")
@@ -119,6 +119,7 @@ def main() -> int:
         for name in names:
             shutil.rmtree(runner.folder() / name.replace(" ", "-"), ignore_errors=True)
     if not (options.table or options.docs):
+        readers.room()
         children = []
         for job in range(min(options.jobs, len(names))):
             pid = os.fork()

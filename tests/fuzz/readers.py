@@ -10,10 +10,12 @@ other exception, a crash, a hang or a lot of memory is a fault.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
 import random
+import shutil
 import struct
 import tempfile
 import zlib
@@ -41,7 +43,7 @@ from drgn_tools.ftrace_text import binary_printf
 from drgn_tools.plan import find_struct_pages, page_classes
 from drgn_tools.print_fmt import Unsupported, compile_print_fmt
 from drgn_tools.rearrange import rearrange
-from drgn_tools.symbols import load
+from drgn_tools.symbols import ElfFile, load
 from drgn_tools.translate import Translator
 from drgn_tools.vmcore import bitmap_runs, bitmap_slice, merge_runs, open_vmcore
 from drgn_tools.vmcoreinfo import Vmcoreinfo, if_sound
@@ -49,6 +51,7 @@ from tests import hostile_streams, regions, synthetic
 from tests.fuzz import command_line, programs
 from tests.synthetic import MIB, PAGE
 from tests.test_print_fmt import FIELDS, Kernel
+from tests.test_pstore_raw import elf_with_symbols
 
 
 class Reader(NamedTuple):
@@ -260,16 +263,23 @@ def read_flattened(data: bytes) -> None:
     read_dump(data)
 
 
-_OUTPUT = ""
+@functools.lru_cache(maxsize=1)
+def room() -> str:
+    """
+    A folder for files that are written, in memory where there is some. It goes with
+    the process that first asks for it; those that it forks have it too.
+    """
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    made = tempfile.mkdtemp(prefix="drgn-tools-fuzz-", dir=base)
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 def _output_folder() -> str:
-    # Files that are written have a place of their own, in memory where there is one.
-    global _OUTPUT
-    if not _OUTPUT or not os.path.isdir(_OUTPUT):
-        base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        _OUTPUT = tempfile.mkdtemp(prefix=f"drgn-tools-fuzz-{os.getpid()}-", dir=base)
-    return _OUTPUT
+    # For this process alone.
+    folder = os.path.join(room(), str(os.getpid()))
+    os.makedirs(folder, exist_ok=True)
+    return folder
 
 
 def read_stream(data: bytes) -> None:
@@ -764,12 +774,15 @@ def symbol_seeds() -> list[bytes]:
     lines = b"".join(
         b"ffffffff81%06x T function_%d\n" % (n * 64, n) for n in range(200)
     )
-    return [lines, lines.replace(b" T ", b" t ")]
+    functions = [(0xFFFFFFFF81000000 + 64 * n, f"function_{n}") for n in range(50)]
+    return [lines, lines.replace(b" T ", b" t "), elf_with_symbols(functions)]
 
 
 def read_symbols(data: bytes) -> None:
     with as_file(data) as path:
         found = load(path)
+        if data.startswith(b"\x7fELF"):
+            ElfFile(path).find(64)
     found.function(0xFFFFFFFF81000010)
     found.place(0xFFFFFFFF81000010)
 

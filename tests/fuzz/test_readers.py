@@ -24,6 +24,8 @@ from tests.fuzz.readers import READERS, machine
 from tests.fuzz.runner import try_one
 from tests.synthetic import PAGE, note, prstatus, vmcoreinfo_text
 
+# What is left there by processes that end suddenly goes with this one.
+readers.room()
 # So many milliseconds of an input, at the least, have fewer.
 _SLOW = {"commands": 12, "zram memory": 12, "oprofile memory": 20, "arguments": 40}
 

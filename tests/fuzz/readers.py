@@ -870,3 +870,9 @@ READERS: dict[str, Reader] = {
     "commands": Reader(command_seeds, read_command, (), most=1 << 18),
     "arguments": Reader(command_line.argument_seeds, read_arguments, (), most=1 << 10),
 }
+
+
+def corpus(name: str) -> list[bytes]:
+    """Short inputs that long runs found: together they reach most of a reader."""
+    folder = Path(__file__).parent / "corpus" / name.replace(" ", "-")
+    return [path.read_bytes() for path in sorted(folder.glob("*"))]

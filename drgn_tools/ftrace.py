@@ -355,6 +355,9 @@ def _export(prog: Program, path: str, kind: str, force: bool) -> None:
 
         sources = [Source(b, reader.printer(b), cpus) for b, cpus in streams]
         write_file(path, perfetto_trace(sources))
+        for source in sources:
+            for text in source.printer.notes():
+                notes(text)
     else:
         from drgn_tools.export.trace_dat import write_trace_dat
 

@@ -72,9 +72,10 @@ def zram(
     memory that takes. Debugging symbols of the kernel, zram and zsmalloc are needed.
 
     \f
-    What is written with -o is a sparse file that can be mounted if there is a file
-    system on the device. Pages that are not in memory are holes, and are listed on
-    standard error with where they are instead.
+    An image is a sparse file that can be mounted if there is a file system on the
+    device. Pages that are not in memory are holes, and are listed on standard error
+    with where they are instead. A table has a row for each slot or page, with commas
+    between the values, and nothing where there is no value.
 
     --streams also says who was compressing when the kernel died.
 
@@ -88,6 +89,7 @@ def zram(
     drgn-tools(1), drgn-tools-swap(1), zramctl(8)
     """
     from drgn_tools.errors import DumpError
+    from drgn_tools.export.endings import format_of
     from drgn_tools.printing import one_line
 
     chosen = [output is not None, stat is not None, streams, pools, as_json]
@@ -97,13 +99,15 @@ def zram(
         )
     if output is None and (jobs is not None or force):
         raise click.UsageError("--jobs and --force need --output")
+    image = output is not None and format_of("zram", output) == "image"
+    if jobs is not None and not image:
+        raise click.UsageError("--jobs is for images")
     if output is None and sys.stdout is None:
         raise DumpError("cannot print: standard output is closed")
     program = decoder("program")
     import drgn
 
     from drgn_tools import zram as helpers
-    from drgn_tools.export.endings import format_of
     from drgn_tools.output import check_target
 
     if output is not None:
@@ -114,7 +118,7 @@ def zram(
         if output is not None:
             check_target(output, force, (dump,))
             found = helpers.find_zram(prog, device)
-            if format_of("zram", output) != "image":
+            if not image:
                 helpers.zram_table(found, output, force=force)
                 return 0
             return _exported(

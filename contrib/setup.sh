@@ -15,15 +15,15 @@ python=/usr/bin/python3 # Debian's, so that PATH does not decide which one is te
 # The packages from Debian, by what needs them.
 packages_venv="python3 python3-venv python3-dev gcc libc6-dev liblzo2-dev ca-certificates"
 packages_guest="qemu-system-x86 busybox-static kmod e2fsprogs debian-archive-keyring"
-packages_shells="bash zsh fish mandoc man-db"
+packages_shells="bash zsh fish mandoc man-db jq"
 packages_kernel_build="make binutils flex bison bc libelf-dev libssl-dev xz-utils"
 # Its release has no configure script; without the libraries it reads no compressed page.
 packages_libkdumpfile="autoconf automake libtool pkg-config zlib1g-dev libsnappy-dev libzstd-dev"
 packages_page="chromium poppler-utils"
 
 # Room that a filled cache takes, and that a run needs besides, in MiB.
-cache_demo=2500 cache_test=13500
-work_demo=1000 work_test=4000
+cache_demo=2600 cache_test=13600
+work_demo=1300 work_test=4300
 
 set_up() {
     case $1 in

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import drgn
 from drgn import (
     FaultError,
     MissingDebugInfoError,
@@ -29,7 +30,11 @@ from drgn import (
 )
 
 # What drgn raises when something is not in the dump, or not as it was.
-_NOT_THERE = (LookupError, FaultError, ValueError, AttributeError, TypeError, OSError)
+_NOT_THERE = (
+    *(LookupError, FaultError, ValueError, AttributeError, TypeError, OSError),
+    # Of damaged tables, where drgn has it.
+    getattr(drgn, "BadDataError", ValueError),
+)
 
 
 class Found(NamedTuple):

@@ -54,7 +54,7 @@ LABELS = (
     "no-struct-page",
     "hole",
 )
-# Squares of the grid: enough for a picture, and a page each for 2 GiB.
+# Squares of the grid: enough for a picture, and a page each for 2.6 GiB.
 _MAX_SQUARES = 21 << 15
 # Page frames, 1 TiB, between pieces of memory that may have struct pages.
 _MAX_RESERVED = 1 << 28

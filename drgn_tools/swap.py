@@ -521,20 +521,22 @@ def for_each_swap_task(prog: Program) -> Iterator[SwapTask]:
             yield SwapTask(pid, name, pages)
 
 
-# drgn 0.0.31 has no task_rss().
+# drgn 0.0.31 has neither task_rss() nor for_each_task_in_group().
 def _swapped(task: Object) -> int:
     from itertools import islice
 
+    from drgn.helpers.linux.list import list_for_each_entry
     from drgn.helpers.linux.percpu import percpu_counter_sum
-    from drgn.helpers.linux.pid import for_each_task_in_group
 
     number = task.prog_.constant("MM_SWAPENTS")
     stat = task.mm.rss_stat
     if hasattr(stat, "count"):
         # Until 6.2 (f1a7941243c1).
         pages = stat.count[number].counter.value_()
-        group = for_each_task_in_group(task, include_self=True)
-        for thread in islice(group, _MOST_TASKS):
+        threads = list_for_each_entry(
+            "struct task_struct", task.signal.thread_head.address_of_(), "thread_node"
+        )
+        for thread in islice(threads, _MOST_TASKS):
             # What it has not added yet, on machines with locks that need that.
             if not hasattr(thread, "rss_stat"):
                 break

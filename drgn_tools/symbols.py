@@ -9,6 +9,7 @@ program to ask; and programs of user space. Functions only.
 
 from __future__ import annotations
 
+import os
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from drgn_tools.errors import DumpError
 
 # A System.map has 150,000 lines.
 _MAX_FILE = 1 << 28
+# Bytes of a name; those of C++ are the longest.
+_MAX_NAME = 1 << 14
 _LINE = re.compile(rb"([0-9a-f]{8,16}) [tTwW] (\S{1,512})\n")
 # How far behind a function's start its call of ftrace is: ENDBR, or on other
 # machines a few instructions.
@@ -190,6 +193,11 @@ def _elf(path: str) -> list[tuple[int, str]]:
                     break
             else:
                 return []
+            room = os.fstat(file.fileno()).st_size
+            for section in (table, names_section):
+                # What a section claims is allocated.
+                if section.compressed or section["sh_size"] > room:
+                    raise ValueError("its symbols are damaged")
             code = {
                 number
                 for number, section in enumerate(elf.iter_sections())
@@ -212,7 +220,7 @@ def _elf(path: str) -> list[tuple[int, str]]:
             for start, value in zip(
                 symbols["name"][wanted].tolist(), symbols["value"][wanted].tolist()
             ):
-                end = names.find(b"\0", start)
+                end = names.find(b"\0", start, start + _MAX_NAME)
                 name = names[start : max(end, start)].decode("ascii", "replace")
                 if name:
                     functions.append((value, name))

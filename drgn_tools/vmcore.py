@@ -57,6 +57,8 @@ _LIVE_NOTE = (
     b"Taken from a running kernel through /proc/kcore: memory changed meanwhile, so "
     b"that no two pages need to be of one moment."
 )
+# Reads before which it is seen whether the file has so much.
+_LARGE = 1 << 20
 # Pages read at once: they stay in the processor's cache until they are used.
 _READ_PAGES = 32
 # And where nobody uses them twice.
@@ -270,7 +272,7 @@ class Vmcore(abc.ABC):
 
     def _pread(self, size: int, offset: int) -> bytes:
         """What the file has at *offset*: less than *size* bytes only at its end."""
-        if size > _MIN_BITMAP:
+        if size > _LARGE:
             # As much as is asked for is allocated, and a damaged header asks for a lot.
             size = min(size, self._file_size - offset)
         parts = []

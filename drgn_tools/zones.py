@@ -33,8 +33,8 @@ _MAX_NODES = 1 << 10
 _MAX_ZONES = 8
 # Zones that one machine may have with pages in them; sixteen times the usual.
 _MAX_POPULATED = 512
-# Words after zone.present_pages, among which is zone.name: present_early_pages since
-# 5.14 (4b0979750c8b) and cma_pages since 5.10 (3c381db1fac8) may be before it.
+# Words after zone.present_pages, among which is zone.name: before it may be
+# present_early_pages and cma_pages, as the kernel is configured.
 _NAME_WORDS = 4
 
 
@@ -120,8 +120,7 @@ def _find(vmcore: Vmcore, found: StructPages) -> Zones:
         raise DumpError("no VMCOREINFO")
     numbered: list[_Numbered] = []
     names: set[int] = set()
-    nodes = _nodes(info, vmcore)
-    for node in nodes:
+    for node in _nodes(info, vmcore):
         for each in _node_zones(info, vmcore, node):
             names.add(each.number)
             if each.zone.present and len(numbered) < _MAX_POPULATED:
@@ -172,11 +171,13 @@ def _node_zones(info: Vmcoreinfo, vmcore: Vmcore, node: int) -> Iterator[_Number
     def word(address: int, width: int = 8) -> int:
         return int.from_bytes(vmcore.kernel.read(address, width), "little")
 
-    node_id = require(word(node + number, 4), "a node's number", 0, _MAX_NODES - 1)
+    node_id = word(node + number, 4)
+    if node_id >= _MAX_NODES:
+        raise DumpError("struct pglist_data is not as expected")
     start = word(node + first_pfn)
     end = start + word(node + spanned_pfns)
     # zone_start_pfn, managed_pages, spanned_pages and present_pages follow each other
-    # (since 3.12); VMCOREINFO has the third.
+    # (:linux:`include/linux/mmzone.h`); VMCOREINFO has the third.
     spanned_at = member("zone.spanned_pages", 16 + 8 * _NAME_WORDS, size)
     require(spanned_at, "OFFSET(zone.spanned_pages)", 16, size)
     free_area = member("zone.free_area", 8, size)

@@ -62,6 +62,8 @@ class Example(NamedTuple):
     output: list[str]
 
 
+# Between these, a page is written by a program.
+_GENERATED = re.compile(r"<!-- (?:end of )?results -->")
 _COMMENT = re.compile(r"<!-- (dump|status|not run): (.*) -->")
 
 
@@ -97,7 +99,7 @@ def _blocks(page: Path) -> Iterator[Block]:
                 status = int(found[2])
             else:
                 not_run = found[2]
-        elif "<!--" in line:
+        elif "<!--" in line and not _GENERATED.fullmatch(line):
             raise ValueError(f"{where}: an unknown comment")
     if start:
         raise ValueError(f"{page.name}: a code block without an end")

@@ -75,7 +75,7 @@ _SWATCH = 14
 # The legend: how many columns, and where in one of them numbers end.
 _COLUMNS = 3
 _SIZE_END = 246
-_PERCENT_END = 310
+_SHARE_END = 310
 
 
 class _Band(NamedTuple):
@@ -143,7 +143,7 @@ def page_png(page_map: PageMap) -> bytes:
         box(x + 1, y + 1, _SWATCH - 2, _SWATCH - 2, entry.colour)
         write(x + _SWATCH + 8, y, entry.label)
         write(x + _SIZE_END - font.WIDTH * len(entry.size), y, entry.size)
-        write(x + _PERCENT_END - font.WIDTH * len(entry.percent), y, entry.percent)
+        write(x + _SHARE_END - font.WIDTH * len(entry.share), y, entry.share)
     return _png(canvas, colours.table)
 
 
@@ -203,8 +203,8 @@ def page_svg(page_map: PageMap, width: int | None = None) -> str:
             f'<text x="{x + _SWATCH + 8}" y="{y + 12}">{escape(entry.label)}</text>'
             f'<text x="{x + _SIZE_END}" y="{y + 12}" text-anchor="end">'
             f"{entry.size}</text>"
-            f'<text x="{x + _PERCENT_END}" y="{y + 12}" text-anchor="end">'
-            f"{escape(entry.percent)}</text>"
+            f'<text x="{x + _SHARE_END}" y="{y + 12}" text-anchor="end">'
+            f"{escape(entry.share)}</text>"
         )
     out.append("</svg>\n")
     return "\n".join(out)
@@ -297,15 +297,15 @@ class _Entry(NamedTuple):
     colour: int
     label: str
     size: str = ""
-    percent: str = ""
+    share: str = ""
 
 
 def _legend(page_map: PageMap) -> list[_Entry]:
     every = page_map.pages
 
-    def entry(total: Total, percent: str = "") -> _Entry:
+    def entry(total: Total, share: str = "") -> _Entry:
         size = binary_size(total.pages * page_map.page_size)
-        return _Entry(colour_of(total.kind), total.label, size, percent)
+        return _Entry(colour_of(total.kind), total.label, size, share)
 
     legend = [entry(total, percent(total.pages, every)) for total in page_map.classes]
     legend += [entry(total) for total in page_map.beside]

@@ -414,7 +414,6 @@ def _contents(sections: Sequence[Section]) -> _Html:
             "label",
             _tag("input", id="only", type="checkbox"),
             " only what matches",
-            class_="only",
         ),
         id="search",
         role="search",

@@ -5,7 +5,7 @@ Hostile inputs for everything that reads, for as long as one likes.
     python -m tests.fuzz [READER ...] [--inputs N] [--jobs N]
 
 Goes on where the last run was stopped, until each reader has had N inputs in all. What
-was found is in ~/.cache/drgn-tools/fuzz.
+was done and found is in ~/.cache/drgn-tools/fuzz; docs/fuzzing.md says more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.fuzz import runner
+from tests.fuzz import readers, runner
 from tests.fuzz.readers import READERS
 
 _HEADINGS = ("reader", "inputs", "seconds", "per s", "edges", "slowest", "findings")
@@ -43,15 +43,23 @@ def rows(names: Sequence[str]) -> list[tuple[str, ...]]:
     return found
 
 
-def print_table(names: Sequence[str], markdown: bool) -> None:
-    """The result, for people or for docs/fuzzing.md."""
+_DOCS = Path(__file__).resolve().parents[2] / "docs" / "fuzzing.md"
+_BEGIN, _END = "<!-- results -->\n", "<!-- end of results -->\n"
+
+
+def write_docs() -> None:
+    """Put what was done into docs/fuzzing.md."""
+    table = [_HEADINGS, ("---", *["---:"] * (len(_HEADINGS) - 1)), *rows(list(READERS))]
+    lines = "".join(f"| {' | '.join(row)} |\n" for row in table)
+    text = _DOCS.read_text()
+    before, _, rest = text.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    _DOCS.write_text(before + _BEGIN + lines + _END + after)
+
+
+def print_table(names: Sequence[str]) -> None:
+    """The result, for people."""
     table = rows(names)
-    if markdown:
-        print(f"| {' | '.join(_HEADINGS)} |")
-        print(f"| --- |{' ---: |' * (len(_HEADINGS) - 1)}")
-        for row in table:
-            print(f"| {' | '.join(row)} |")
-        return
     widths = [max(map(len, column)) for column in zip(_HEADINGS, *table)]
     for row in (_HEADINGS, *table):
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
@@ -67,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1, metavar="N")
     parser.add_argument("--list", action="store_true", help="only name the readers")
     parser.add_argument("--table", action="store_true", help="only show what was done")
-    parser.add_argument("--markdown", action="store_true", help="... for docs")
+    parser.add_argument("--docs", action="store_true", help="... in docs/fuzzing.md")
     parser.add_argument("--fresh", action="store_true", help="forget what was done")
     parser.add_argument("--try", dest="path", metavar="FILE", help="only this input")
     return parser
@@ -110,7 +118,8 @@ def main() -> int:
     if options.fresh:
         for name in names:
             shutil.rmtree(runner.folder() / name.replace(" ", "-"), ignore_errors=True)
-    if not (options.table or options.markdown):
+    if not (options.table or options.docs):
+        readers.room()
         children = []
         for job in range(min(options.jobs, len(names))):
             pid = os.fork()
@@ -128,7 +137,9 @@ def main() -> int:
                 os.waitpid(pid, 0)
         except KeyboardInterrupt:
             pass
-    print_table(names, options.markdown)
+    if options.docs:
+        write_docs()
+    print_table(names)
     return int(any(runner.load(name).findings for name in names))
 
 

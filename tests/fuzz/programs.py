@@ -3,8 +3,9 @@
 Readers of a program's memory
 -----------------------------
 
-Kernels made of bytes, whose memory is the input: the number of a kernel, then what is
-in its memory beside zeros, in pieces of 64 bytes with their numbers in front.
+Kernels made of bytes, whose memory is the input: the number of a kernel and of what to
+do with it, then what is in its memory beside zeros, in pieces of 64 bytes with their
+numbers in front.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Fake(NamedTuple):
 
     prog: Program
     areas: Sequence[bytearray]
-    work: Callable[[], object]
+    works: Sequence[Callable[[], object]]
 
 
 class _Loaded:
@@ -93,39 +94,25 @@ class Family:
 
     def seeds(self) -> list[bytes]:
         return [
-            struct.pack("<I", number) + seed
-            for number, (_, seed) in enumerate(self._made)
+            struct.pack("<HH", number, work) + seed
+            for number, (kernel, seed) in enumerate(self._made)
+            for work in range(len(kernel.fake.works))
         ]
 
     def read(self, data: bytes) -> None:
-        (number,) = struct.unpack("<I", data[:4].ljust(4, b"\0"))
+        number, work = struct.unpack("<HH", data[:4].ljust(4, b"\0"))
         kernel, _ = self._made[number % len(self._made)]
         kernel.load(memoryview(data)[4:])
         kernel.fake.prog.cache.clear()
         with contextlib.redirect_stderr(io.StringIO()):
-            kernel.fake.work()
+            works = kernel.fake.works
+            works[work % len(works)]()
 
 
 def _quick(kernel: Any) -> None:
     # Its types are made again and again; where they are does not change.
     kernel._type = functools.lru_cache(maxsize=None)(kernel._type)
     kernel.layout = functools.lru_cache(maxsize=None)(kernel.layout)
-
-
-def _all(*works: Callable[[], Any]) -> Callable[[], None]:
-    # Each, whatever the others say; the first of what they say in the end.
-    def work() -> None:
-        said: list[Exception] = []
-        for one in works:
-            try:
-                one()
-            except Exception as error:
-                said.append(error)
-        said.sort(key=lambda error: isinstance(error, ANSWERS))
-        if said:
-            raise said[0]
-
-    return work
 
 
 def _printed(helper: Callable[..., None], prog: Program, **options: Any) -> Any:
@@ -162,7 +149,7 @@ def _ring_kernels() -> Iterable[Fake]:
         def stats(buffer: Any = buffer) -> object:
             return ring_buffer.ring_buffer_stats(buffer, 0)
 
-        yield Fake(kernel.prog, [kernel.memory], _all(_drained(events), stats))
+        yield Fake(kernel.prog, [kernel.memory], [_drained(events), stats])
 
 
 def _pstore_kernels() -> Iterable[Fake]:
@@ -183,7 +170,7 @@ def _pstore_kernels() -> Iterable[Fake]:
             _printed(pstore.pstore_pmsg, prog),
             _printed(pstore.pstore_ftrace, prog, last=50),
         ]
-        yield Fake(prog, [kernel.memory], _all(*works))
+        yield Fake(prog, [kernel.memory], works)
 
 
 def _zram_kernels() -> Iterable[Fake]:
@@ -201,7 +188,7 @@ def _zram_kernels() -> Iterable[Fake]:
             _printed(zram.zram_devices, prog),
             _drained(functools.partial(zsmalloc.for_each_zs_object, pool)),
         ]
-        yield Fake(prog, [kernel.memory, kernel.memmap], _all(*works))
+        yield Fake(prog, [kernel.memory, kernel.memmap], works)
 
 
 def _swap_kernels() -> Iterable[Fake]:
@@ -224,7 +211,7 @@ def _swap_kernels() -> Iterable[Fake]:
             functools.partial(swap.swap_read, task, START + 9, 5 * PAGE),
             _drained(functools.partial(swap.swap_map, task)),
         ]
-        yield Fake(kernel.prog, [kernel.memory], _all(*works))
+        yield Fake(kernel.prog, [kernel.memory], works)
 
 
 def _oprofile_kernels() -> Iterable[Fake]:
@@ -248,7 +235,7 @@ def _oprofile_kernels() -> Iterable[Fake]:
             _printed(oprofile.oprofile_report, prog),
             _printed(oprofile.oprofile_callgraph, prog),
         ]
-        yield Fake(prog, [kernel.memory], _all(*works))
+        yield Fake(prog, [kernel.memory], works)
 
 
 #: By name.

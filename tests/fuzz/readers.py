@@ -10,10 +10,12 @@ other exception, a crash, a hang or a lot of memory is a fault.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
 import random
+import shutil
 import struct
 import tempfile
 import zlib
@@ -41,7 +43,7 @@ from drgn_tools.ftrace_text import binary_printf
 from drgn_tools.plan import find_struct_pages, page_classes
 from drgn_tools.print_fmt import Unsupported, compile_print_fmt
 from drgn_tools.rearrange import rearrange
-from drgn_tools.symbols import load
+from drgn_tools.symbols import ElfFile, load
 from drgn_tools.translate import Translator
 from drgn_tools.vmcore import bitmap_runs, bitmap_slice, merge_runs, open_vmcore
 from drgn_tools.vmcoreinfo import Vmcoreinfo, if_sound
@@ -49,6 +51,7 @@ from tests import hostile_streams, regions, synthetic
 from tests.fuzz import command_line, programs
 from tests.synthetic import MIB, PAGE
 from tests.test_print_fmt import FIELDS, Kernel
+from tests.test_pstore_raw import elf_with_symbols
 
 
 class Reader(NamedTuple):
@@ -260,16 +263,23 @@ def read_flattened(data: bytes) -> None:
     read_dump(data)
 
 
-_OUTPUT = ""
+@functools.lru_cache(maxsize=1)
+def room() -> str:
+    """
+    A folder for files that are written, in memory where there is some. It goes with
+    the process that first asks for it; those that it forks have it too.
+    """
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    made = tempfile.mkdtemp(prefix="drgn-tools-fuzz-", dir=base)
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 def _output_folder() -> str:
-    # Files that are written have a place of their own, in memory where there is one.
-    global _OUTPUT
-    if not _OUTPUT or not os.path.isdir(_OUTPUT):
-        base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        _OUTPUT = tempfile.mkdtemp(prefix=f"drgn-tools-fuzz-{os.getpid()}-", dir=base)
-    return _OUTPUT
+    # For this process alone.
+    folder = os.path.join(room(), str(os.getpid()))
+    os.makedirs(folder, exist_ok=True)
+    return folder
 
 
 def read_stream(data: bytes) -> None:
@@ -456,8 +466,8 @@ def read_vmcoreinfo(data: bytes) -> None:
 def bitmap_seeds() -> list[bytes]:
     return [
         bytes(8) + b"\xff" * 100,
-        bytes(4) + b"\x0f\xf0" * 500 + bytes(1000) + b"\xff" * 9,
-        struct.pack("<II", 77, 900) + b"\x55" * 2000,
+        bytes(4) + b"\x0f\xf0" * 50 + bytes(100) + b"\xff" * 9,
+        struct.pack("<II", 77, 900) + b"\x55" * 50,
     ]
 
 
@@ -575,18 +585,25 @@ _LAYOUTS = (
 
 
 def read_region(data: bytes) -> None:
-    for layout in _LAYOUTS:
-        region: Any = attempt(lambda layout=layout: ramoops.read_region(data, layout))  # type: ignore[misc]
-        if region is None:
-            continue
-        traces = []
-        for zone in region.zones:
-            assert len(zone.content) <= zone.size
-            if zone.kind == "ftrace":
-                traces.append(zone.content)
-            elif zone.kind == "dmesg":
-                pstore_records.decode_dmesg(zone.content)
-        _merge(traces, region.version)
+    layout = _LAYOUTS[(data[0] if data else 0) % len(_LAYOUTS)]
+    region = ramoops.read_region(data[1:], layout)
+    traces = []
+    for zone in region.zones:
+        assert len(zone.content) <= zone.size
+        if zone.kind == "ftrace":
+            traces.append(zone.content)
+        elif zone.kind == "dmesg":
+            pstore_records.decode_dmesg(zone.content)
+    _merge(traces, region.version)
+
+
+def region_seeds() -> list[bytes]:
+    """The first byte says which of :data:`_LAYOUTS`."""
+    return [
+        bytes([number]) + region
+        for number in range(len(_LAYOUTS))
+        for region in ramoops_seeds()
+    ]
 
 
 def _merge(traces: list[bytes], version: Any) -> None:
@@ -757,12 +774,15 @@ def symbol_seeds() -> list[bytes]:
     lines = b"".join(
         b"ffffffff81%06x T function_%d\n" % (n * 64, n) for n in range(200)
     )
-    return [lines, lines.replace(b" T ", b" t ")]
+    functions = [(0xFFFFFFFF81000000 + 64 * n, f"function_{n}") for n in range(50)]
+    return [lines, lines.replace(b" T ", b" t "), elf_with_symbols(functions)]
 
 
 def read_symbols(data: bytes) -> None:
     with as_file(data) as path:
         found = load(path)
+        if data.startswith(b"\x7fELF"):
+            ElfFile(path).find(64)
     found.function(0xFFFFFFFF81000010)
     found.place(0xFFFFFFFF81000010)
 
@@ -810,7 +830,7 @@ READERS: dict[str, Reader] = {
     "mem_section": Reader(kernel_seeds, read_mem_section, most=1 << 17),
     "struct pages": Reader(kernel_seeds, read_struct_pages, most=1 << 17),
     "kernel log": Reader(kernel_seeds, read_log, most=1 << 17),
-    "bitmaps": Reader(bitmap_seeds, read_bitmap),
+    "bitmaps": Reader(bitmap_seeds, read_bitmap, most=1 << 10),
     "checksums": Reader(checked_seeds, read_checksums, most=1 << 18),
     "verify": Reader(
         lambda: [*checked_seeds(), *kdump_seeds()[4:]], read_verify, most=1 << 18
@@ -832,7 +852,7 @@ READERS: dict[str, Reader] = {
             ("842", 512),
         )
     },
-    "ramoops region": Reader(ramoops_seeds, read_region),
+    "ramoops region": Reader(region_seeds, read_region),
     "ramoops layout": Reader(layout_seeds, read_layout),
     "pstore oops": Reader(oops_seeds, read_oops, ()),
     "pstore ftrace": Reader(trace_seeds, read_trace, ()),
@@ -850,3 +870,9 @@ READERS: dict[str, Reader] = {
     "commands": Reader(command_seeds, read_command, (), most=1 << 18),
     "arguments": Reader(command_line.argument_seeds, read_arguments, (), most=1 << 10),
 }
+
+
+def corpus(name: str) -> list[bytes]:
+    """Short inputs that long runs found: together they reach most of a reader."""
+    folder = Path(__file__).parent / "corpus" / name.replace(" ", "-")
+    return [path.read_bytes() for path in sorted(folder.glob("*"))]

@@ -14,7 +14,7 @@ from typing import Callable
 import numpy as np
 import pytest
 
-from drgn_tools import kernel_log, pages, print_fmt, pstore, ramoops, verify
+from drgn_tools import kernel_log, pages, print_fmt, pstore, ramoops, symbols, verify
 from drgn_tools.errors import DumpError
 from drgn_tools.formats import elf, flattened, kdump
 from drgn_tools.ftrace_text import TORN
@@ -27,6 +27,7 @@ from tests.fuzz.limits import within_limits
 from tests.fuzz.readers import machine
 from tests.synthetic import MIB, PAGE, VMEMMAP, Machine, vmcoreinfo_text, write_kdump
 from tests.test_print_fmt import FIELDS, Kernel
+from tests.test_pstore_raw import elf_with_symbols
 
 
 def refused(work: Callable[[], object]) -> str:
@@ -262,6 +263,35 @@ def test_buffer_of_pstore_that_is_not_there() -> None:
         lambda: len(list(pstore.for_each_pstore_zone(kernel.prog))), 64 << 20
     )
     assert said == "6"
+
+
+# --- symbols ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [24 << 20, 24 << 34, 24 << 58])
+@pytest.mark.parametrize("section", [2, 3])
+def test_section_larger_than_its_file(section: int, size: int, tmp_path: Path) -> None:
+    program = bytearray(elf_with_symbols([(0x1000, "function")]))
+    headers = len(program) - 5 * 64
+    struct.pack_into("<Q", program, headers + 64 * section + 32, size)
+    (tmp_path / "vmlinux").write_bytes(program)
+    said = refused(lambda: symbols.load(str(tmp_path / "vmlinux")))
+    assert "its symbols are damaged" in said
+
+
+def test_names_without_an_end(tmp_path: Path) -> None:
+    program = bytearray(elf_with_symbols([(0x1000, "n" * 4_000_000)]))
+    names = program.index(b"n" * 4096)
+    program[names + 4_000_000] = ord("n")
+    # Each symbol is a part of all that.
+    rows = np.zeros(200_000, [("name", "<u4"), ("info", "<u4"), ("value", "<u8", 2)])
+    rows["name"] = np.arange(1, len(rows) + 1)
+    rows["info"] = 0x10012
+    headers = len(program) - 5 * 64
+    struct.pack_into("<QQ", program, headers + 2 * 64 + 24, len(program), rows.nbytes)
+    program += rows.tobytes()
+    (tmp_path / "vmlinux").write_bytes(program)
+    assert "no symbols" in refused(lambda: symbols.load(str(tmp_path / "vmlinux")))
 
 
 # --- struct pages -----------------------------------------------------------------

@@ -24,6 +24,8 @@ from tests.fuzz.readers import READERS, machine
 from tests.fuzz.runner import try_one
 from tests.synthetic import PAGE, note, prstatus, vmcoreinfo_text
 
+# What is left there by processes that end suddenly goes with this one.
+readers.room()
 # So many milliseconds of an input, at the least, have fewer.
 _SLOW = {"commands": 12, "zram memory": 12, "oprofile memory": 20, "arguments": 40}
 
@@ -73,9 +75,9 @@ def test_mutations(name: str) -> None:
 
 @pytest.mark.parametrize("name", READERS)
 def test_seeds(name: str) -> None:
-    """What mutations begin with is what the reader is for; and the shortest inputs."""
-    for seed in READERS[name].seeds():
-        read(name, seed)
+    """What mutations begin with, what long runs found, and the shortest inputs."""
+    for data in (*READERS[name].seeds(), *readers.corpus(name)):
+        read(name, data)
     for data in (b"", b"\0", b"\xff" * 16):
         read(name, data)
 
@@ -297,8 +299,9 @@ def test_any_zones(zones: list[tuple[int, int, int, int]]) -> None:
         struct.pack("<III", signature, start, used) + b"====1.1-D\n" * (size // 10)
         for signature, start, used, size in zones
     )
-    read("ramoops region", data)
-    read("ramoops region", data.ljust(8192, b"\0"))
+    for layout in (b"\0", b"\1", b"\2"):
+        read("ramoops region", layout + data)
+        read("ramoops region", layout + data.ljust(8192, b"\0"))
 
 
 _C = st.sampled_from("%\"\\,(){}[]-+*/&|<>?:=!;. '0x19aRECi>_puslw")

@@ -30,6 +30,7 @@ PROGRAMS = {
     "fallocate": "util-linux",
     "flex": "flex",
     "gcc": "gcc",
+    "jq": "jq",
     "libtoolize": "libtool",
     "make": "make",
     "mkfs.ext4": "e2fsprogs",

@@ -590,15 +590,17 @@ def swap_where(
       583  untouched
 
     START           END             PAGES  KIND       WHERE  SLOT
-    400000          401000              1  resident   -      -
-    7f72c5200000    7f72c5700000     1280  zram       zram0  1
+    0x400000        0x401000            1  resident   -      -
+    0x7f72c5200000  0x7f72c5700000   1280  zram       zram0  1
 
     :param pid: process ID.
-    :param address: virtual; only mappings from there on.
-    :param size: of what is looked at, in bytes; by default, all.
+    :param address: virtual; only mappings from there on. As a command's, hexadecimal
+        with or without 0x.
+    :param size: of what is looked at, in bytes; by default, all. As a command's, with
+        0x, or with k, m or g behind it.
     :param file: File to print to. Defaults to :data:`sys.stdout`.
-    :raises LookupError: if there is no such task, or its mappings are damaged; what is
-        in front is printed.
+    :raises LookupError: if there is no such task, nothing is mapped there, or its
+        mappings are damaged; what is in front is printed.
     :raises ValueError: like :func:`swap_pages()`.
     :raises FaultError: likewise.
     """
@@ -613,8 +615,18 @@ def swap_where(
             if found:
                 out.write(f"task {pid} ({comm(task)})\n")
                 _print_ranges(found, out)
+        if not found:
+            raise LookupError(nothing_mapped(address, size))
 
     printing("swap", prog, file, work)
+
+
+def nothing_mapped(address: int, size: int | None) -> str:
+    """That no mapping is there, for a person."""
+    where = f"{address:#x}"
+    if size is not None:
+        return f"nothing is mapped at {where}-{address + size:#x}"
+    return f"nothing is mapped at {where} or behind it"
 
 
 def totals(ranges: Iterable[SwapRange]) -> dict[str, int]:
@@ -637,8 +649,8 @@ def _print_ranges(ranges: list[SwapRange], out: File) -> None:
     for one in ranges:
         rows.append(
             [
-                f"{one.start:x}",
-                f"{one.end:x}",
+                f"{one.start:#x}",
+                f"{one.end:#x}",
                 one.pages,
                 one.kind,
                 printable(one.where) or "-",

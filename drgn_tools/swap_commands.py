@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from drgn_tools import options
 from drgn_tools.decoding import decoder
-from drgn_tools.text import printable
+from drgn_tools.text import parse_address, parse_size, printable
 
 if TYPE_CHECKING:
     from drgn import Object, Program
@@ -20,19 +21,18 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 
-class _Number(click.ParamType[int]):
-    name = "number"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
+def _checked(
+    parse: Callable[[str], int],
+) -> Callable[[click.Context, click.Parameter, str | None], int | None]:
+    def number(
+        ctx: click.Context, param: click.Parameter, value: str | None
+    ) -> int | None:
         try:
-            number = int(str(value), 0)
-        except ValueError:
-            number = -1
-        if not 0 <= number < 1 << 64:
-            self.fail(f"{value!r} is no address or size", param, ctx)
-        return number
+            return None if value is None else parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    return number
 
 
 _EPILOG = """\b
@@ -53,10 +53,16 @@ Examples:
     help="The task. Without, those that have memory in swap are listed.",
 )
 @click.option(
-    "--address", type=_Number(), metavar="A", help="Only its memory from there on."
+    "--address",
+    callback=_checked(parse_address),
+    metavar="A",
+    help="Only its memory from there on; hexadecimal, with 0x or without.",
 )
 @click.option(
-    "--size", type=_Number(), metavar="N", help="So many bytes; by default, all."
+    "--size",
+    callback=_checked(parse_size),
+    metavar="N",
+    help="So many bytes, or k, m, g of them; by default, all.",
 )
 @options.output(
     "Write that memory to a sparse file, with holes for what cannot be had."
@@ -85,8 +91,8 @@ def swap(
     device or not in the dump. Those that are compressed in memory can be read; with -o
     they are, in the order in which the kernel would.
 
-    Numbers may start with 0x. -o needs --address and --size. What cannot be had is a
-    hole, and is said on standard error.
+    A size is decimal, or hexadecimal with 0x in front. -o needs --address and --size.
+    What cannot be had is a hole, and is said on standard error.
 
     EXIT STATUS
 
@@ -155,6 +161,8 @@ def _print_json(task: Object, address: int, size: int | None) -> None:
     from drgn_tools import swap as helpers
 
     ranges = list(helpers.swap_map(task, address, size))
+    if not ranges:
+        raise LookupError(helpers.nothing_mapped(address, size))
     out = {
         "pid": task.pid.value_(),
         "comm": helpers.comm(task),

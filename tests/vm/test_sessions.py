@@ -127,7 +127,7 @@ LINES = [
     Line(pstore, "pstore_pmsg --no-logcat", "text"),
     Line(pstore, "pstore_zones", "old_log"),
     Line(zram, "swap_tasks", "comm"),
-    Line(zram, "swap_where {pid} --size 7fffffffffff", "kind"),
+    Line(zram, "swap_where {pid} --size 0x7fffffffffff", "kind"),
     Line(zram, "zram_bd_stat zram15", "stats"),
     Line(zram, "zram_block_state zram1", "flags"),
     Line(zram, "zram_devices", "disksize"),

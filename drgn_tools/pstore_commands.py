@@ -46,6 +46,7 @@ Examples:
     help="How REGION is divided; else its zones are found by their signatures.",
 )
 @click.option(
+    "-s",
     "--symbols",
     type=click.Path(),
     metavar="FILE",

@@ -107,6 +107,7 @@ CASES = {
     "drgn-tools oprofile --by image,sy": "image,symbol",
     "drgn-tools info vmc": "vmcore.kdump",
     "drgn-tools zram --symbols sym": "symbols/",
+    "drgn-tools zram -s sym": "symbols/",
     "drgn-tools zram -o vmc": "vmcore.kdump",
     "drgn-tools pstore --raw vmc": "vmcore.kdump",
 }

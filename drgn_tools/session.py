@@ -93,7 +93,7 @@ _RECORDS = {
     "zram_bd_stat": "zram = find_zram({device})\nstats = zram.stats",
     "zram_block_state": "zram = find_zram({device})\n"
     "for slot in for_each_zram_slot(zram):",
-    "zram_devices": "for zram in for_each_zram():\n    device = zram_device(zram)",
+    "zram_devices": "for zram in {devices}:\n    device = zram_device(zram)",
     "zram_io_stat": "zram = find_zram({device})\nstats = zram.stats",
     "zram_mm_stat": "zram = find_zram({device})\ndevice = zram_device(zram)",
     "zram_streams": "for zram in {devices}:\n"

@@ -33,9 +33,7 @@ Examples:
 @click.command(epilog=_EPILOG)
 @options.dump
 @options.symbols
-@click.option(
-    "--device", metavar="NAME", help="Which one, zram0 for instance, if there are more."
-)
+@click.option("--device", metavar="NAME", help="Only this one, zram0 for instance.")
 @options.output(
     "Write a whole device instead, by FILE's ending: .img or .raw for a sparse image, "
     ".csv for a table of its slots, .pages.csv for one of its pages.",
@@ -125,6 +123,8 @@ def zram(
                 helpers.zram_export(found, output, jobs=jobs), output, quiet
             )
         _run(prog, device, stat, streams, pools, as_json)
+    except helpers.SeveralDevices as error:
+        raise DumpError(f"{one_line(error)} with --device") from None
     except (LookupError, ValueError, drgn.FaultError) as error:
         raise DumpError(one_line(error)) from None
     return 0
@@ -153,7 +153,7 @@ def _run(
         elif pools:
             helpers.zram_pools(prog, device, file=out)
         else:
-            helpers.zram_devices(prog, file=out)
+            helpers.zram_devices(prog, device, file=out)
 
 
 # What is missing, one line each; the rest is in --json's list.

@@ -385,6 +385,9 @@ def test_text() -> None:
     kernel.streams([b"", b""])
     table = printed(zram.zram_devices, kernel).splitlines()
     assert table[1].split()[:4] == ["zram0", "256.0", "KiB", "lz4"]
+    assert printed(zram.zram_devices, kernel, "zram0").splitlines() == table
+    with pytest.raises(LookupError, match="no zram device zram7; there is zram0"):
+        printed(zram.zram_devices, kernel, "zram7")
     pools = printed(zram.zram_pools, kernel)
     assert pools.splitlines()[0].startswith("POOL")
     with pytest.raises(LookupError, match="no zram device zram7; there is zram0"):

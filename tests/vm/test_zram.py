@@ -592,6 +592,13 @@ def test_command(case: Case, tmp_path: Path) -> None:
 
     lines = run().stdout.splitlines()
     assert len(lines) == 1 + len(numbers(guest))
+    assert run("--device", "zram1").stdout.split("\n")[1].split()[0] == "zram1"
+    assert len(run("--device", "/dev/zram1").stdout.splitlines()) == 2
+    refused = run("--device", "nosuch", status=1)
+    assert "there is no zram device nosuch; there is zram0, " in refused.stderr
+    assert run("--stat", "mm-stat", status=1).stderr.endswith(
+        "name one with --device\n"
+    )
     for stat in ("mm-stat", "block-state"):
         said = run("--stat", stat, "--device", "zram1").stdout
         assert said == facts[f"zram1/{stat.replace('-', '_')}"].decode()

@@ -71,6 +71,7 @@ class SwapPage(NamedTuple):
     * device exclusive, device private: lent to a device; in its memory
     * file: of a file, and not in memory
     * untouched: there never was a page; of anonymous memory the task would read zeros
+    * unmapped: nothing is mapped there
     * marker: no page, but a mark: guard, poisoned, uffd-wp or swapin error
     * hwpoison: lost to an error of the hardware
     * excluded: it is not in the dump, or what leads to it is not
@@ -110,7 +111,11 @@ class SwapRange(NamedTuple):
 
 
 class SwapTask(NamedTuple):
-    """A process, and how much of its memory is swapped out."""
+    """
+    A process, and how much of its own memory is swapped out. What it shares (tmpfs,
+    SysV, shared anonymous mappings) is no process's and not counted;
+    :func:`swap_map` has it.
+    """
 
     pid: int
     comm: str
@@ -496,7 +501,8 @@ def comm(task: Object) -> str:
 def for_each_swap_task(prog: Program) -> Iterator[SwapTask]:
     """
     Iterate over processes that have memory in swap, by their counters
-    (:linux:`include/linux/mm_types.h`, ``mm_struct.rss_stat``).
+    (:linux:`include/linux/mm_types.h`, ``mm_struct.rss_stat``). Shared memory does not
+    count: those that have nothing else in swap are left out.
 
     :raises LookupError: if the tasks are damaged.
     :raises FaultError: if they are not in the dump.
@@ -550,17 +556,22 @@ def _swapped(task: Object) -> int:
 @takes_program_or_default
 def swap_tasks(prog: Program, *, file: File | None = None) -> None:
     """
-    Print the processes that have memory in swap, those with the most first.
+    Print the processes that have memory in swap, those with the most first. Shared
+    memory does not count, so :func:`swap_where` may find more, and those that have
+    nothing else in swap are left out.
 
     :param file: File to print to. Defaults to :data:`sys.stdout`.
     :raises LookupError: if the tasks are damaged.
     :raises FaultError: if they are not in the dump.
     """
     from drgn_tools.older_drgn import print_table
-    from drgn_tools.printing import printing
+    from drgn_tools.printing import printing, say
 
     def work(out: File) -> None:
         tasks = sorted(for_each_swap_task(prog), key=lambda task: -(task.pages or 0))
+        if not tasks:
+            say("swap", "no task has memory in swap")
+            return
         rows: list[list[Any]] = [["PID", "PAGES", "COMM"]]
         for task in tasks:
             pages = "-" if task.pages is None else task.pages
@@ -655,7 +666,8 @@ def _print_ranges(ranges: list[SwapRange], out: File) -> None:
                 one.kind,
                 printable(one.where) or "-",
                 "-" if one.slot is None else one.slot,
-                printable(one.note),
+                # Of untouched pages, the kind says it all.
+                "" if one.kind == "untouched" else printable(one.note),
             ]
         )
     print_table(rows, out)

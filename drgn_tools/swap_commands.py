@@ -87,12 +87,37 @@ def swap(
     that are there.
 
     \f
-    Pages are resident, in the swap cache, zero, in zswap, on a zram device, on another
-    device or not in the dump. Those that are compressed in memory can be read; with -o
-    they are, in the order in which the kernel would.
+    Without --pid, PAGES are of a process's own memory, as its VmSwap. Shared memory
+    (tmpfs, SysV, shared anonymous mappings) is not in there: with --pid there may be
+    more, and who has nothing else in swap is not listed.
+
+    Pages that are compressed in memory can be read; with -o they are, in the order in
+    which the kernel would.
 
     A size is decimal, or hexadecimal with 0x in front. -o needs --address and --size.
     What cannot be had is a hole, and is said on standard error.
+
+    KINDS
+
+        resident          in memory, mapped
+        page cache        of a file or shared, in memory, not mapped
+        swap cache        in memory, on its way to swap or back
+        zero              all zeros, stored nowhere
+        zswap, zram       compressed in memory
+        migration         just being moved
+        device exclusive  lent to a device
+
+    These can be read. Of all others, there is nothing in the dump:
+
+        device            on a device that is not zram
+        device private    in a device's own memory
+        file              of a file, not in memory
+        untouched         mapped, but there never was a page: zeros
+        unmapped          nothing is mapped there
+        marker            no page, but a mark: guard, poisoned, uffd-wp
+        hwpoison          lost to an error of the hardware
+        excluded          left out of the dump, or what leads to it is
+        damaged           what leads to it cannot be
 
     EXIT STATUS
 

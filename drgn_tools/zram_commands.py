@@ -77,6 +77,20 @@ def zram(
 
     --streams also says who was compressing when the kernel died.
 
+    COLUMNS
+
+        DISKSIZE   size of the device
+        ALGORITHM  by priority, if there are several
+        DATA       what was written
+        COMPR      what became of that
+        USED       memory that it takes
+        RATIO      DATA by USED
+        SAME       pages of one repeated word, zeros for instance
+        HUGE       pages that did not compress and are stored as they are
+        WRITTEN    pages on the backing device
+        STREAMS    how many CPUs can compress at a time
+        BACKING    the backing device or file
+
     EXIT STATUS
 
     0 if all went well, 1 if the command failed or FILE lacks pages, 2 if it was used

@@ -699,6 +699,36 @@ def test_what_is_printed(kernel: SwapKernel, monkeypatch: pytest.MonkeyPatch) ->
     ]
 
 
+def test_no_note_and_no_blanks(
+    kernel: SwapKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of untouched pages; others' notes stay."""
+    task = kernel.task
+    kernel.swap_out(START, 50)
+    kernel.entry(START + PAGE, swap_word(29, 1 << 20))
+    monkeypatch.setattr("drgn.helpers.linux.pid.find_task", lambda prog, pid: task)
+    out = io.StringIO()
+    swap.swap_where(kernel.prog, 7, file=out)
+    lines = out.getvalue().split("\n")
+    assert lines == [line.rstrip() for line in lines]
+    (untouched,) = (line for line in lines[5:] if "untouched" in line)
+    assert untouched.split()[3:] == ["untouched", "-", "-"]
+    (noted,) = (one.note for one in swap.swap_map(task) if one.start == START + PAGE)
+    assert noted and any(line.endswith(f"  {noted}") for line in lines)
+
+
+def test_nothing_is_swapped_out(
+    kernel: SwapKernel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("drgn.helpers.linux.pid.for_each_task", lambda prog: iter(()))
+    out = io.StringIO()
+    swap.swap_tasks(kernel.prog, file=out)
+    told = ("", "swap: no task has memory in swap\n")
+    assert (out.getvalue(), capsys.readouterr()) == ("", told)
+
+
 def test_nothing_is_mapped(kernel: SwapKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     task = kernel.task
     monkeypatch.setattr("drgn.helpers.linux.pid.find_task", lambda prog, pid: task)

@@ -16,7 +16,7 @@ from drgn_tools.text import printable
 if TYPE_CHECKING:
     from drgn import Object, Program
 
-    from drgn_tools.zram import ZramExport
+    from drgn_tools.zram import ZramExport, ZramStream
 
 # What of a device can be printed as it is: the option, and what it prints.
 _TEXTS = ("mm-stat", "io-stat", "bd-stat", "block-state")
@@ -77,6 +77,9 @@ def zram(
 
     --streams also says who was compressing when the kernel died.
 
+    --json has what --streams and --pools print, whether they are given or not; only
+    with --streams it has the pages that were compressed last themselves.
+
     COLUMNS
 
         DISKSIZE   size of the device
@@ -104,11 +107,13 @@ def zram(
     from drgn_tools.export.endings import format_of
     from drgn_tools.printing import one_line
 
-    chosen = [output is not None, stat is not None, streams, pools, as_json]
+    chosen = [output is not None, stat is not None, streams, pools]
     if sum(chosen) > 1:
         raise click.UsageError(
-            "one of --output, --stat, --streams, --pools and --json at a time"
+            "one of --output, --stat, --streams and --pools at a time"
         )
+    if as_json and (output is not None or stat is not None):
+        raise click.UsageError("--json goes with --streams and --pools alone")
     if output is None and (jobs is not None or force):
         raise click.UsageError("--jobs and --force need --output")
     image = output is not None and format_of("zram", output) == "image"
@@ -156,7 +161,7 @@ def _run(
     from drgn_tools.progress import printed
 
     if as_json:
-        _print_json(prog, device, sys.stdout)
+        _print_json(prog, device, streams, sys.stdout)
         return
     with printed() as out:
         if stat is not None:
@@ -188,31 +193,31 @@ def _exported(result: ZramExport, path: str, quiet: bool) -> int:
     return 1 if count else 0
 
 
-def _print_json(prog: Program, device: str | None, out: TextIO) -> None:
+def _print_json(prog: Program, device: str | None, streams: bool, out: TextIO) -> None:
     from drgn_tools import zram as helpers
 
     if device is None:
         devices = list(helpers.for_each_zram(prog))
     else:
         devices = [helpers.find_zram(prog, device)]
-    json.dump({"devices": [_device(zram) for zram in devices]}, out)
+    json.dump({"devices": [_device(zram, streams) for zram in devices]}, out)
     out.write("\n")
 
 
-def _device(zram: Object) -> dict[str, Any]:
+def _device(zram: Object, streams: bool) -> dict[str, Any]:
     from drgn import FaultError
 
     from drgn_tools import zram as helpers
     from drgn_tools.printing import one_line
 
     try:
-        return _told(zram)
+        return _told(zram, streams)
     except FaultError as error:
         # Not in the dump, as one line; others may be.
         return {"name": helpers.device_name(zram), "error": one_line(error)}
 
 
-def _told(zram: Object) -> dict[str, Any]:
+def _told(zram: Object, streams: bool) -> dict[str, Any]:
     from drgn_tools import zram as helpers
     from drgn_tools.progress import Progress
     from drgn_tools.zram_table import where
@@ -232,8 +237,14 @@ def _told(zram: Object) -> dict[str, Any]:
         "ratio": device.ratio,
         "slots": kinds,
         "last_compressed": [
-            {**stream._asdict(), "data": stream.data and stream.data.hex()}
-            for stream in helpers.for_each_zram_stream(zram)
+            _stream(stream, streams) for stream in helpers.for_each_zram_stream(zram)
         ],
         "classes": [class_._asdict() for class_ in zs_classes(where(zram, "mem_pool"))],
     }
+
+
+def _stream(stream: ZramStream, with_data: bool) -> dict[str, Any]:
+    # Pages are what users' programs had in memory, and long.
+    told = stream._asdict()
+    data = told.pop("data")
+    return {**told, "data": data and data.hex()} if with_data else told

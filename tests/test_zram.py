@@ -557,7 +557,9 @@ def test_the_command_is_a_line_when_it_fails(tmp_path: Path) -> None:
     for arguments, status in (
         (["zram"], 2),
         (["zram", "dump", "--jobs", "2"], 2),
-        (["zram", "dump", "--json", "--streams"], 2),
+        (["zram", "dump", "--json", "--stat", "mm-stat"], 2),
+        (["zram", "dump", "--pools", "--streams"], 2),
+        (["zram", str(tmp_path / "dump"), "--json", "--streams"], 1),
         (["zram", "dump", "--stat", "what"], 2),
         (["zram", str(tmp_path / "dump")], 1),
         (["zram", str(tmp_path / "none")], 1),

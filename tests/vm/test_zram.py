@@ -613,6 +613,17 @@ def test_command(case: Case, tmp_path: Path) -> None:
     told = json.loads(run("--json").stdout)["devices"]
     assert [device["name"] for device in told] == [f"zram{n}" for n in numbers(guest)]
     assert told[1]["slots"]["empty"] == SLOTS - len(zram_guests.known(1))
+    assert all("data" not in one for d in told for one in d["last_compressed"])
+    # Contents only for who asks for them.
+    words = ("--json", "--device", "zram1")
+    assert json.loads(run(*words, "--pools").stdout)["devices"] == [told[1]]
+    (device,) = json.loads(run(*words, "--streams").stdout)["devices"]
+    pages = {}
+    for stream in device["last_compressed"]:
+        pages[stream["cpu"], stream["priority"]] = bytes.fromhex(stream.pop("data"))
+    wrote = zram_guests.last_pages(1)
+    assert {cpu: pages[cpu, 0] for cpu in wrote} == wrote
+    assert device == told[1]
 
 
 # --- a kernel that is running

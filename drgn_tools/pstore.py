@@ -27,7 +27,7 @@ from drgn import Program
 from drgn.helpers.common.prog import takes_program_or_default
 
 from drgn_tools.errors import DumpError
-from drgn_tools.printing import printing, say
+from drgn_tools.printing import one_line, printing, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -392,6 +392,8 @@ class _Trace(NamedTuple):
     # By boot, the newest first: what to add for this kernel's addresses.
     this: bool
     # The newest boot is this kernel's.
+    unread: bool
+    # Of some zone, the region or its end cannot be read.
     offset: int
     lost: dict[int, int]
     # By boot, as far as they are listed.
@@ -568,6 +570,7 @@ def _trace(prog: Program) -> _Trace:
         labels,
         shifts,
         this,
+        any(why for _, why in errors[::2]),
         offset,
         lost,
         merged.lost,
@@ -832,7 +835,13 @@ def _trace_notes(trace: _Trace, boot: Boot, count: int) -> Iterator[str]:
             boots = ", ".join(map(str, present))
             yield f"no such records in the function trace; it has boots {boots}"
     elif 0 in chosen and not trace.this:
-        yield "nothing is of this kernel: boot 0 is one before it"
+        if trace.unread:
+            yield (
+                "boot 0 is one before this kernel, whose own records, if any, cannot "
+                "be read"
+            )
+        else:
+            yield "nothing is of this kernel: boot 0 is one before it"
     for number in chosen:
         if trace.lost.get(number):
             # Only so many gaps are listed.
@@ -1171,6 +1180,7 @@ def _print_text(
 ) -> None:
     from drgn_tools.pstore_memory import PstoreError
 
+    zones = [zone for zone in for_each_pstore_zone(prog) if zone.kind == kind]
     # Those of pstorefs are of boots before, as old_log is.
     found: dict[int, list[PstoreRecord]] = {}
     for record in for_each_pstore_record(prog, kind=kind):
@@ -1184,7 +1194,10 @@ def _print_text(
             f"no {what} is in pstore" if not found else f"no {what} is of that boot"
         )
     if boot == "newest" and chosen[0] != 0:
-        _note("what follows is of an earlier boot: there is nothing of this kernel's")
+        own = "there is nothing of this kernel's"
+        if any(zone.live is None for zone in zones):
+            own = "this kernel's cannot be read"
+        _note(f"what follows is of an earlier boot: {own}")
     for number in sorted(chosen):
         for record in found[number]:
             if logcat:
@@ -1299,14 +1312,33 @@ def print_dump(
     :raises DumpError: if the dump cannot be read or has nothing of pstore, or a file
         has no symbols of its kernel.
     """
+    from drgn import FaultError
+
     from drgn_tools.output import check_target
-    from drgn_tools.program import missing_symbols, open_dump
-    from drgn_tools.progress import printed
-    from drgn_tools.pstore_memory import PstoreError, has_debug_info
+    from drgn_tools.program import open_dump
 
     if output is not None:
         check_target(output, force, (dump,))
-    prog = open_dump(dump, symbols)
+    try:
+        prog = open_dump(dump, symbols)
+        _print_program(prog, dump, boot, as_json, output, force)
+    except (LookupError, ValueError, FaultError) as error:
+        # What of a damaged dump nobody foresaw.
+        raise DumpError(f"cannot read {dump}: {one_line(error)}") from None
+
+
+def _print_program(
+    prog: Program,
+    dump: str,
+    boot: int | None,
+    as_json: bool,
+    output: str | None,
+    force: bool,
+) -> None:
+    from drgn_tools.program import missing_symbols
+    from drgn_tools.progress import printed
+    from drgn_tools.pstore_memory import PstoreError, has_debug_info
+
     missing = missing_symbols(prog, dump, _MODULES)
     try:
         pstore = _read(prog)

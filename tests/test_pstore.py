@@ -260,9 +260,11 @@ def test_reserved_memory_is_named_and_old_logs_are_read(
     table = printed(pstore.pstore_zones, kernel)
     assert table.count("reserved memory and not in this dump") == 1
     assert printed(pstore.pstore_ftrace, kernel).splitlines() == lines
-    assert "reserved memory" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "reserved memory" in said and "nothing is of this kernel" not in said
+    assert "one before this kernel, whose own records, if any, cannot be read" in said
     assert printed(pstore.pstore_console, kernel) == "old console\n"
-    assert "earlier boot" in capsys.readouterr().err
+    assert "earlier boot: this kernel's cannot be read" in capsys.readouterr().err
     assert "old\n" in printed(pstore.pstore_dmesg, kernel)
 
 

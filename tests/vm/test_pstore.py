@@ -706,6 +706,16 @@ def test_command_says_that_it_has_no_symbols() -> None:
     assert done.stderr == said
 
 
+@pytest.mark.parametrize("kernel", ["5.10", "6.1"])
+def test_pstore_is_advised_where_it_works_without_symbols(kernel: str) -> None:
+    spec = next(spec for spec in MATRIX if spec.kernel == kernel)
+    dump = pstore_guests.get(spec).dump
+    advice = drgn_tools("zram", dump).stderr.partition("zram needs them, ")[2]
+    assert advice.endswith(" work without\n") and "dmesg" in advice
+    assert ("pstore" in advice) == (drgn_tools("pstore", dump).status == 0)
+    assert ("pstore" in advice) == (kernel != "5.10")
+
+
 def test_command_on_a_dump_that_is_cut_short(tmp_path: Path) -> None:
     """What is missing is so by that, whatever part it is in, and in every format."""
     guest = pstore_guests.get(MATRIX[0])

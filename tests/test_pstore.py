@@ -729,8 +729,40 @@ def test_all_as_text_and_json(era: str, capsys: pytest.CaptureFixture[str]) -> N
     assert len(data["ftrace"]["records"]) == len(lines)
     assert data["ftrace"]["boots"][0]["this_kernel"]
     out = io.StringIO()
-    pstore._print_json(kernel.prog, found, -1, out)
-    assert json.loads(out.getvalue())["ftrace"]["records"] == []
+    pstore._print_json(kernel.prog, found, None, out, 3, ("ftrace", "pmsg"))
+    some = json.loads(out.getvalue())
+    assert set(some) == set(data) - {"zones", "dmesg", "console"}
+    assert some["ftrace"]["records"] == data["ftrace"]["records"][-3:]
+    for print_it in (pstore._print_all, pstore._print_json):
+        out = io.StringIO()
+        with pytest.raises(DumpError, match=r"it has boots 0$"):
+            print_it(kernel.prog, found, -1, out)
+        assert out.getvalue() == ""
+
+
+def test_a_selection_as_text() -> None:
+    kernel, lines = full("6.12", 2, 16, 50)
+    found = pstore_memory.read_pstore(kernel.prog)
+
+    def shown(*only: str, last: int | None = None) -> str:
+        out = io.StringIO()
+        pstore._print_all(kernel.prog, found, 0, out, last, only)
+        return out.getvalue()
+
+    trace = f"== ftrace: boot 0, {len(lines)} records"
+    assert shown("ftrace", last=2).splitlines() == [f"{trace}, the last 2", *lines[-2:]]
+    assert shown("ftrace", last=99).splitlines() == [trace, *lines]
+    zones = shown("zones").splitlines()
+    assert zones[-1] == "1 empty: dmesg 2" and len(zones) == 8
+    assert (
+        shown("dmesg")
+        == "\n\n".join(
+            printed(pstore.pstore_dmesg, kernel).rstrip().split("\n== ")
+        ).replace("\n\n", "\n\n== ")
+        + "\n"
+    )
+    assert shown("console").count("== ") == shown("pmsg").count("== ") == 1
+    assert shown("zones", "pmsg").count("\n== ") == 1
 
 
 def test_the_command_on_what_it_cannot_use(core: Path, tmp_path: Path) -> None:

@@ -144,6 +144,8 @@ class PstoreRecord(NamedTuple):
     """As in the kernel's own file, without a note on ECC."""
     error: str
     """Why that is not all; empty if it is."""
+    boot: int | None = None
+    """0 if it is of this kernel's boot, -1 if of an earlier one, None if unknown."""
 
 
 def _printing(prog: Program, file: _File | None, work: Callable[[_File], None]) -> None:
@@ -307,9 +309,10 @@ def pstore_zones(prog: Program, *, file: _File | None = None) -> None:
     Print the zones of ramoops and pstore_zone: where they are, how full, what of
     them can be read and why the rest cannot.
 
-    LIVE is the region itself, OLD_LOG the number of bytes that were in it when this
-    kernel booted. ECC is the number of parity bytes for each block, corrected bytes
-    and bad blocks those of the live region, then those that this kernel found at boot.
+    LIVE is the region itself as it is in memory now, which may still have what earlier
+    boots wrote; OLD_LOG is how many bytes were in it when this kernel booted. ECC is
+    the number of parity bytes for each block, corrected bytes and bad blocks those of
+    the live region, then those that this kernel found at boot.
 
     :param file: File to print to. Defaults to :data:`sys.stdout`.
     :raises DumpError: if this kernel has no pstore, or it cannot be found.
@@ -1035,12 +1038,42 @@ def _zone_records(
     for source, content, why in contents:
         if not content:
             continue
+        boot = -1 if source == "old_log" else 0
         if zone.kind != "dmesg":
-            yield _plain(zone.kind, source, zone.label, content, why)
+            made = _plain(zone.kind, source, zone.label, content, why)
+            yield made._replace(boot=boot)
             continue
         record = _dmesg_of_zone(prog, zone, content, algorithm)
         if record is not None:
-            yield _from_dmesg(record, source, zone.label, why)
+            made = _from_dmesg(record, source, zone.label, why)
+            known = _dmesg_boot(prog, zone, source, record, algorithm)
+            yield made._replace(boot=known)
+
+
+def _dmesg_boot(
+    prog: Program,
+    zone: PstoreZone,
+    source: str,
+    record: pstore_records.DmesgRecord,
+    algorithm: str | None,
+) -> int | None:
+    # The kernel does not clear logs when it boots. What it found is in old_log, where
+    # it puts them again whenever pstorefs is read: also its own then. pstore_zone has
+    # no old_log of them.
+    from drgn_tools import pstore_memory
+
+    if zone.backend != "pstore_zone" and source == "live" and not zone.old_log_error:
+        if not zone.old_log:
+            return 0
+        old = _dmesg_of_zone(prog, zone, zone.old_log, algorithm)
+        when = (record.seconds, record.microseconds)
+        if old is not None and when != (old.seconds, old.microseconds):
+            return 0
+    count = pstore_memory.variable_value(prog, "oopscount", "unsigned int")
+    # How many this kernel has written.
+    if count is not None and (not count or record.oops_count > count):
+        return -1
+    return None
 
 
 _DMESG_START = (
@@ -1081,7 +1114,7 @@ def _buffer_records(
         if not record.text.startswith(_DMESG_START):
             continue
         lengths[buffer.name] = record.text
-        yield _from_dmesg(record, buffer.name, buffer.name)
+        yield _from_dmesg(record, buffer.name, buffer.name)._replace(boot=0)
 
 
 def _fs_record(record: pstore_memory.FsRecord, algorithm: str | None) -> PstoreRecord:
@@ -1089,7 +1122,8 @@ def _fs_record(record: pstore_memory.FsRecord, algorithm: str | None) -> PstoreR
 
     label = f"{record.kind}-{record.id}"
     if record.kind != "dmesg":
-        return _plain(record.kind, "pstorefs", label, record.text, record.error)
+        made = _plain(record.kind, "pstorefs", label, record.text, record.error)
+        return made._replace(boot=-1)
     parsed = pstore_records.parse_dmesg_body(
         record.text,
         record.compressed,
@@ -1136,7 +1170,9 @@ def for_each_pstore_record(
 def _title(record: PstoreRecord) -> str:
     import datetime
 
-    title = f"{record.kind}: {record.label}, {record.source}"
+    # Without a boot, the source is all there is to say.
+    boot = {0: "this boot", -1: "an earlier boot", None: record.source}[record.boot]
+    title = f"{record.kind}: {record.label}, {boot}"
     if record.reason:
         title += f", {record.reason}#{record.oops_count} Part{record.part}"
     if record.seconds:
@@ -1163,7 +1199,8 @@ def _in_order(prog: Program, only: Sequence[str] = ()) -> list[PstoreRecord]:
 def pstore_dmesg(prog: Program, *, file: _File | None = None) -> None:
     """
     Print the kernel logs of oopses and panics in persistent memory, the oldest first,
-    each under a line that says where it was found.
+    each under a line that says where it was found, and whether it is of this kernel's
+    boot or of an earlier one, if that is known.
 
     :param file: File to print to. Defaults to :data:`sys.stdout`.
     :raises DumpError: if this kernel has no pstore, or no log is in it.
@@ -1202,7 +1239,7 @@ def _print_text(
     # Those of pstorefs are of boots before, as old_log is.
     found: dict[int, list[PstoreRecord]] = {}
     for record in for_each_pstore_record(prog, kind=kind):
-        found.setdefault(0 if record.source == "live" else -1, []).append(record)
+        found.setdefault(record.boot or 0, []).append(record)
     present = sorted(found, reverse=True)
     for note in _text_notes(prog, kind):
         _note(note)

@@ -33,6 +33,15 @@ _EPILOG = """\b
   pmsg_size, ecc, and cpus (of which there may be; one ftrace zone each)
 
 \b
+Words:
+  zone          a part of the memory, for one kind of records
+  live region   the memory as it is now: of this boot, and what it still
+                has of earlier ones
+  old_log       the kernel's copy of what it found there when it booted
+  this boot     that of the kernel in DUMP
+  pstorefs      what was mounted there; of which boot may be unknown
+
+\b
 Examples:
   drgn-tools pstore vmcore
   drgn-tools pstore --boot all --symbols vmlinux vmcore

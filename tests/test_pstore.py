@@ -740,6 +740,36 @@ def test_all_as_text_and_json(era: str, capsys: pytest.CaptureFixture[str]) -> N
         assert out.getvalue() == ""
 
 
+@pytest.mark.parametrize(("count", "boot"), [(0, -1), (1, None)])
+def test_which_boot_a_log_is_of(count: int, boot: int | None) -> None:
+    """The region still has what earlier boots wrote: old_log tells."""
+    kernel = FakeKernel()
+    logs = [oops(b"one\n", 1), oops(b"two\n", 2), oops(b"three\n", 3)]
+    zones = [written(4096, logs[0]), written(4096, logs[1]), written(4096, logs[2])]
+    console = written(4096, b"now\n")
+    kernel.ramoops(
+        [*(("dmesg", ring.image()) for ring in zones), ("console", console.image())],
+        # The second was written over what was there at boot.
+        old_logs={0: logs[0], 1: oops(b"old\n", 0), 3: b"before\n"},
+    )
+    kernel.variable("oopscount", "u32", "fs/pstore/platform.c", count)
+    found = {
+        r.text.split(b"\n")[-2]: r for r in pstore.for_each_pstore_record(kernel.prog)
+    }
+    assert {text: record.boot for text, record in found.items()} == {
+        b"one": boot,
+        b"two": 0,
+        b"three": 0,
+        b"old": boot,
+        b"now": 0,
+        b"before": -1,
+    }
+    text = printed(pstore.pstore_dmesg, kernel)
+    title = "live" if boot is None else "an earlier boot"
+    assert f", {title}, Oops#1 Part1, 1970-01-01 00:00:01" in text
+    assert ", this boot, Oops#1 Part1, 1970-01-01 00:00:02" in text
+
+
 def test_a_selection_as_text() -> None:
     kernel, lines = full("6.12", 2, 16, 50)
     found = pstore_memory.read_pstore(kernel.prog)

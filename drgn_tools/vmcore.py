@@ -184,6 +184,15 @@ class Vmcore(abc.ABC):
         :raises MissingMemory: if a page of it has no data.
         """
 
+    def cut_off(self, paddr: int) -> bool:
+        """Whether a page is one that the file should hold and is too short for."""
+        run = _pages_of(paddr, paddr + 1)
+        return bool(
+            self.lost_bytes
+            and runs_mask(self.ram_runs, *run)[0]
+            and not runs_mask(self.data_runs, *run)[0]
+        )
+
     def view(self, paddr: int, size: int) -> Bytes:
         """Like :meth:`read`, as an array, without copying where possible."""
         return np.frombuffer(self.read(paddr, size), np.uint8)
@@ -677,6 +686,16 @@ class _KdumpVmcore(Vmcore):
             parts.append(page[skip : skip + length])
             paddr += length
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def cut_off(self, paddr: int) -> bool:
+        pfn = paddr // self.page_size
+        if not self.present(pfn, pfn + 1)[0]:
+            return False
+        try:
+            (descriptor,) = self._descriptors(np.array([pfn], np.int64))
+        except MissingMemory:
+            return True
+        return int(descriptor["offset"]) + int(descriptor["size"]) > self.size
 
     def _descriptors(self, pfns: Pfns) -> Any:
         if not len(pfns):

@@ -18,6 +18,11 @@ def binary_size(size: int) -> str:
     return f"{size} bytes"
 
 
+def plural(count: int, what: str) -> str:
+    """So many of what."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def percent(part: int, whole: int) -> str:
     """A share of something; 0 only if there is none of it."""
     share = part / whole if whole else 0

@@ -265,9 +265,14 @@ def test_dump_for_which_there_was_no_room(tmp_path: Path) -> None:
     assert page.verdicts[0].startswith("missing")
 
 
-def test_dump_that_is_cut_short(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kdump", [False, True])
+def test_dump_that_is_cut_short(kdump: bool, tmp_path: Path) -> None:
     whole = dumps.get("6.12", kind="vmcore")
-    path = copied(whole.path, tmp_path / "cut")
+    path = tmp_path / "cut"
+    if kdump:
+        assert_done(drgn_tools("extract", whole.path, path))
+    else:
+        copied(whole.path, path)
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
     page = seen(path, [whole.kernel.vmlinux])

@@ -461,7 +461,8 @@ def test_garbage_text(
 
 
 def test_log_and_names_do_not_drive_the_terminal(tmp_path: Path) -> None:
-    log = [(1, "Kernel panic - not syncing: \x1b[2J\x07\u202eboo\x9b")]
+    died = "CPU: 1 PID: 7 Comm: e\x1b[2Jvil\x07\u202e Tainted: \x1b[2J 7.2.0"
+    log = [(1, "Kernel panic - not syncing: \x1b[2J\x07\u202eboo\x9b"), (2, died)]
     machine = Machine(ram=((0, 6 * MIB),), log=log)
     names = b"".join(b"n\x1b[2J\nr\xff".ljust(65, b"\0") for _ in range(6))
     uts = int(machine.keys["SYMBOL(init_uts_ns)"], 16) - machine.text
@@ -473,7 +474,9 @@ def test_log_and_names_do_not_drive_the_terminal(tmp_path: Path) -> None:
         assert_done(outcome)
         assert "boo" in outcome.stdout
         assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(outcome.stdout)
-        assert len(outcome.stdout.splitlines()) == 13
+        assert "vil" in outcome.stdout and "[7] on CPU 1" in outcome.stdout
+        # With uptime, task and taint.
+        assert len(outcome.stdout.splitlines()) == 16
 
 
 # --- outputs ----------------------------------------------------------------------

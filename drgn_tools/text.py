@@ -31,7 +31,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is no size")
-    number = int(match[1], 16 if match[1][1:2] in "xX" else 10)
+    number = int(match[1], 16 if match[1][:2] in ("0x", "0X") else 10)
     return number << _UNITS[match[2].lower()]
 
 
@@ -44,6 +44,11 @@ def parse_address(text: str) -> int:
     if not _ADDRESS.fullmatch(text):
         raise ValueError(f"{text!r} is no address")
     return int(text, 16)
+
+
+def plural(count: int, what: str) -> str:
+    """So many of what."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def percent(part: int, whole: int) -> str:

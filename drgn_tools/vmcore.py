@@ -45,6 +45,8 @@ _MAX_PADDR = 1 << 52
 # A dump holds at least the kernel's struct pages, a 64th of its memory. One
 # that holds less than a bit per page lies; a small one may, it costs nothing.
 _MIN_BITMAP = 1 << 20
+# How often an ELF core's segments may have the same data, on average.
+_MAX_SHARED = 64
 # Device dumps are among the notes and may be large; more than this is damage.
 _MAX_NOTES = 1 << 30
 # The kernel keeps VMCOREINFO in one page; QEMU takes up to 1 MiB.
@@ -474,9 +476,10 @@ class _ElfVmcore(Vmcore):
             if start < end:
                 self._extents.append(_Extent(start, end, offset + start - paddr))
                 taken = end
-        # One may be damaged and overlap others. If all do, a small file is a lot of
-        # memory.
-        if not self.live and sum(e.end - e.paddr for e in self._extents) > 2 * size:
+        # One may be damaged and overlap others, and whoever makes a large dump of a
+        # small one may use its pages again. If all do, a small file is a lot of memory.
+        held = sum(extent.end - extent.paddr for extent in self._extents)
+        if not self.live and held > _MAX_SHARED * size:
             raise DumpError("damaged: segments share their data")
         self.data_runs = merge_runs([_pages_of(e.paddr, e.end) for e in self._extents])
         self._starts = [extent.paddr for extent in self._extents]

@@ -750,13 +750,14 @@ class _KdumpVmcore(Vmcore):
 
     def cut_off(self, paddr: int) -> bool:
         pfn = paddr // self.page_size
-        if not self.present(pfn, pfn + 1)[0]:
+        if pfn >= len(self._bitmap) * 8 or not bitmap_slice(self._bitmap, pfn, pfn + 1):
             return False
         try:
             (descriptor,) = self._descriptors(np.array([pfn], np.int64))
         except MissingMemory:
+            # The descriptor itself.
             return True
-        return int(descriptor["offset"]) + int(descriptor["size"]) > self.size
+        return bool(self._is_lost(descriptor))
 
     def _descriptors(self, pfns: Pfns) -> Any:
         if not len(pfns):

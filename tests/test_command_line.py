@@ -31,6 +31,7 @@ from tests.command import (
     environment,
 )
 from tests.synthetic import MIB, Machine, read_kdump, write_elf
+from tests.terminal import rest
 
 CONTEXT = click.Context(commands, info_name="drgn-tools")
 NAMES = commands.list_commands(CONTEXT)
@@ -290,16 +291,7 @@ def on_a_terminal(*arguments: object, **changes: str) -> str:
     pid, terminal = pty.fork()
     if not pid:
         os.execve(COMMAND[0], [*COMMAND, *map(str, arguments)], env)
-    said = b""
-    while True:
-        try:
-            piece = os.read(terminal, 4096)
-        except OSError:
-            break
-        said += piece
-    os.waitpid(pid, 0)
-    os.close(terminal)
-    return said.decode()
+    return rest(pid, terminal).decode()
 
 
 @pytest.mark.parametrize(

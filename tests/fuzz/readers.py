@@ -481,17 +481,6 @@ def read_bitmap(data: bytes) -> None:
     assert len(bitmap_slice(bitmap, low, high)) == high - low
 
 
-def descriptor_seeds() -> list[bytes]:
-    found = []
-    for name, codec in codecs.CODECS.items():
-        chance = random.Random(name)
-        for page in (bytes(PAGE), synthetic.text_page(3), chance.randbytes(PAGE)):
-            found.append(
-                bytes([codec.flag]) + codec.compressor(codec.default_level)(page)
-            )
-    return found
-
-
 def _decompressor(name: str) -> Callable[[bytes], object]:
     codec = codecs.CODECS[name]
 

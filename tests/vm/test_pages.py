@@ -242,13 +242,19 @@ def test_makedumpfiles_dumps(everyday: Dump, tmp_path: Path) -> None:
 
 # In the guest: our classes, and the kernel's own words just before and after.
 _SEEN = """
-import json, os
+import ctypes, json, os
 import numpy as np
 from drgn_tools.page_helpers import for_each_page_run, pages_image, pages_map
 from drgn_tools.page_helpers import pages_summary
 
-# Memory that is taken now: what comes and goes would be seen, and then not.
+# Memory that is taken now, and not given back: of what the walk takes for itself and
+# gives back, it would see pages as taken that are free before and after.
+# mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD
+for option, value in (-4, 0), (-1, 1 << 30):
+    assert ctypes.CDLL(None).mallopt(option, value)
 room = [np.ones(1 << 19, "<u8") for _ in range(2)]
+for run in for_each_page_run(prog):
+    pass
 
 def flags(into):
     fd = os.open("/proc/kpageflags", os.O_RDONLY)

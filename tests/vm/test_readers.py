@@ -20,16 +20,12 @@ CASES = [
 
 @pytest.mark.verified(
     "extract: every page through four readers",
-    by="drgn, libkdumpfile and makedumpfile, page by page",
+    by="libkdumpfile, crash and makedumpfile, page by page",
 )
 @pytest.mark.parametrize(("spec", "kind", "output"), CASES)
 def test_four_readers(spec: dumps.Spec, kind: str, output: str, tmp_path: Path) -> None:
     dump = next(dump for dump in dumps.both(spec) if dump.kind == kind)
     for what in (readers.SOURCE, output):
-        work = tmp_path / what
-        work.mkdir()
-        found = readers.compare(dump, what, work)
+        found = readers.compare(dump, what, tmp_path)
         assert found.pages > 1000
         assert found.makedumpfile > 1000 or output == "snappy"
-        for left in work.iterdir():
-            left.unlink()

@@ -95,10 +95,6 @@ class _Located(NamedTuple):
     # The head's word of a huge object.
 
 
-def _u64(values: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Words:
-    return values.astype(np.uint64)
-
-
 def _fail(why: npt.NDArray[np.uint8], bad: Flags, reason: int) -> None:
     why[bad & (why == _FOUND)] = reason
 

@@ -14,6 +14,7 @@ decompress.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import struct
 import zlib
@@ -28,7 +29,7 @@ from drgn_tools.errors import DumpError
 from drgn_tools.formats import elf, flattened, kdump
 from drgn_tools.formats.notes import NT_PRSTATUS, NT_TASKSTRUCT
 from drgn_tools.progress import Progress
-from drgn_tools.vmcore import BITS_SET, Vmcore, open_vmcore
+from drgn_tools.vmcore import BITS_SET, Vmcore, open_vmcore, read_fully
 from drgn_tools.vmcoreinfo import Vmcoreinfo, if_sound
 from drgn_tools.workers import Counters, run
 
@@ -179,19 +180,7 @@ class _File(NamedTuple):
     def pread(self, size: int, offset: int) -> bytes:
         # As much as is asked for is allocated.
         size = min(size, self.size - offset)
-        parts = []
-        while size > 0:
-            try:
-                part = os.pread(self.fd, size, offset)
-            except (OSError, OverflowError) as error:
-                why = getattr(error, "strerror", None) or "impossible offset"
-                raise DumpError(f"cannot read at offset {offset:#x}: {why}") from None
-            if not part:
-                break
-            parts.append(part)
-            size -= len(part)
-            offset += len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return read_fully(functools.partial(os.pread, self.fd), size, offset)
 
 
 class _Found:

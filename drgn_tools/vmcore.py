@@ -111,6 +111,28 @@ def clip_runs(runs: list[Run], clip: Run) -> list[Run]:
     return [run for run in clipped if run.pfn < run.end_pfn]
 
 
+def read_fully(pread: Callable[[int, int], bytes], size: int, offset: int) -> bytes:
+    """
+    What a file has at *offset*: less than *size* bytes only at its end.
+
+    :param pread: reads so many bytes or less at an offset, none at the end.
+    :raises DumpError: if it cannot be read there.
+    """
+    parts = []
+    while size > 0:
+        try:
+            part = pread(size, offset)
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or "impossible offset"
+            raise DumpError(f"cannot read at offset {offset:#x}: {why}") from None
+        if not part:
+            break
+        parts.append(part)
+        size -= len(part)
+        offset += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 class Vmcore(abc.ABC):
     """
     The physical memory of a dump. Made by :func:`open_vmcore`.
@@ -299,22 +321,9 @@ class Vmcore(abc.ABC):
         if size > _LARGE:
             # As much as is asked for is allocated, and a damaged header asks for a lot.
             size = min(size, self._file_size - offset)
-        parts = []
-        while size > 0:
-            try:
-                if self._flat is not None:
-                    part = self._flat.pread(size, offset)
-                else:
-                    part = os.pread(self._fd, size, offset)
-            except (OSError, OverflowError) as error:
-                why = getattr(error, "strerror", None) or "impossible offset"
-                raise DumpError(f"cannot read at offset {offset:#x}: {why}") from None
-            if not part:
-                break
-            parts.append(part)
-            size -= len(part)
-            offset += len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        if self._flat is not None:
+            return read_fully(self._flat.pread, size, offset)
+        return read_fully(functools.partial(os.pread, self._fd), size, offset)
 
     def _read_memory(self, paddr: int, size: int, offset: int) -> bytes:
         try:

@@ -19,7 +19,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from drgn_tools.errors import STOP_SIGNALS, DumpError, OutputFull
+from drgn_tools.errors import STOP_SIGNALS, DumpError, OutputBroken, OutputFull
 from drgn_tools.formats import flattened
 from drgn_tools.workers import Counters, Inbox
 
@@ -51,7 +51,8 @@ class Output(Protocol):
         Put *data* at *offset*.
 
         :raises OutputFull: if there is no room for it.
-        :raises DumpError: if it cannot be written for another reason.
+        :raises OutputBroken: if the disk has a fault there.
+        :raises DumpError: if nothing can be written any more.
         """
 
     def start_writeback(self, offset: int, size: int) -> None:
@@ -67,11 +68,19 @@ class Output(Protocol):
         :raises OutputFull: if there is no room for it.
         """
 
-    def finish(self, size: int) -> None:
+    def sync(self, size: int) -> None:
         """
-        All is written: bring it to where it belongs.
+        All is written: bring it to the disk.
 
         :param size: of the whole.
+        :raises OutputFull: if there is no room for it after all.
+        :raises OutputBroken: if some of it, nobody knows what, is not on the disk.
+        """
+
+    def publish(self) -> None:
+        """
+        Bring it to where it belongs.
+
         :raises DumpError: if that fails.
         """
 
@@ -139,9 +148,23 @@ class File:
             # Not every file system can: then it is as full as it is.
 
     def finish(self, size: int) -> None:
+        """
+        Bring it to the disk, and then under its name.
+
+        :raises DumpError: if that fails.
+        """
+        self.sync(size)
+        self.publish()
+
+    def sync(self, size: int) -> None:
         try:
             os.ftruncate(self._fd, size)
             os.fsync(self._fd)
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def publish(self) -> None:
+        try:
             os.rename(self._temporary, self.target)
         except OSError as error:
             raise self._failed(error) from None
@@ -164,7 +187,7 @@ class File:
         message = f"cannot write {self.target}: {error.strerror}"
         if error.errno in _FULL:
             return OutputFull(message, written)
-        return DumpError(message)
+        return OutputBroken(message, error.errno or 0, written)
 
 
 @contextlib.contextmanager
@@ -226,8 +249,10 @@ class Stream:
     def reserve(self, offset: int, size: int) -> None:
         pass
 
-    def finish(self, size: int) -> None:
+    def sync(self, size: int) -> None:
         self._write_waiting()
+
+    def publish(self) -> None:
         self._put(flattened.END)
 
     def close(self) -> None:
@@ -311,7 +336,10 @@ class Nothing:
     def reserve(self, offset: int, size: int) -> None:
         pass
 
-    def finish(self, size: int) -> None:
+    def sync(self, size: int) -> None:
+        pass
+
+    def publish(self) -> None:
         pass
 
     def close(self) -> None:

@@ -17,8 +17,9 @@ import mmap
 import os
 import select
 import signal
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Callable, NamedTuple, NoReturn
 
 import numpy as np
@@ -29,6 +30,8 @@ from drgn_tools.errors import STOP_SIGNALS, DumpError, MissingMemory
 _SIGNAL_NAMES = {number.value: number.name for number in signal.Signals}
 # Milliseconds between reports of how far they are.
 _TICK = 100
+# Seconds after which a worker that somebody stopped is given up.
+_HALT = 5.0
 # How a worker ends that could not read what it was to work on.
 _UNREADABLE = 2
 # mmap.MAP_NORESERVE is new in Python 3.11.
@@ -182,6 +185,8 @@ def _run_forked(
 ) -> dict[int, str]:
     failed: dict[int, str] = {}
     running: dict[int, _Worker] = {}
+    # Since when workers are stopped, by process.
+    halted: dict[int, float] = {}
     poll = select.poll()
 
     def start(slot: int) -> None:
@@ -228,6 +233,8 @@ def _run_forked(
                 number = counters[worker.slot] - 1
                 if number >= 0:
                     name = _SIGNAL_NAMES.get(killed, f"signal {killed}")
+                    if halted.pop(worker.pid, None):
+                        name = "stopped before"
                     failed[number] = message or f"a worker was killed ({name})"
                 # SIGKILL comes from the kernel when memory is short: then
                 # fewer do the rest.
@@ -235,6 +242,7 @@ def _run_forked(
                     killed != signal.SIGKILL or not running
                 ):
                     start(worker.slot)
+            _end_stopped(running.values(), halted)
             tick(finished())
         return failed
     finally:
@@ -242,6 +250,22 @@ def _run_forked(
             os.kill(worker.pid, signal.SIGKILL)
             os.waitpid(worker.pid, 0)
             os.close(worker.pipe)
+
+
+def _end_stopped(running: Iterable[_Worker], halted: dict[int, float]) -> None:
+    # Others may wait for a lock that it has. It is dead before anybody does its
+    # work again, so it cannot wake up and write where others have written since.
+    for worker in running:
+        # Not taken off, so that it is told each time, until the worker goes on.
+        flags = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+        stopped = None
+        # One that has just ended is none that could be stopped.
+        with contextlib.suppress(ChildProcessError):
+            stopped = os.waitid(os.P_PID, worker.pid, flags)
+        if stopped is None:
+            halted.pop(worker.pid, None)
+        elif time.monotonic() - halted.setdefault(worker.pid, time.monotonic()) > _HALT:
+            os.kill(worker.pid, signal.SIGKILL)
 
 
 def _read_all(pipe: int) -> str:

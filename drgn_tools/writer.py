@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import abc
 import bisect
+import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from drgn_tools.checksums import ROW, Row, crc32, pack_trailer, rows_of
 from drgn_tools.codecs import Buffer, Codec, Compress
-from drgn_tools.errors import DumpError, OutputFull
+from drgn_tools.errors import DumpError, OutputBroken, OutputFull
 from drgn_tools.formats import elf, kdump
 from drgn_tools.formats.notes import SNAP
 from drgn_tools.output import Output
@@ -48,9 +49,9 @@ _ELF_SPARE = 1 << 16
 # Of a page of an ELF core: its data is in the file; it is zero, and a hole.
 _WRITTEN, _HOLE = 1, 2
 
-# What workers count: whether there is no more room, and then, per output, where
-# its end is.
-_FULL, _ENDS = range(2)
+# What workers count: whether there is no more room, errno of what else was in the
+# way, and then, per output, where its end is.
+_FULL, _ERRNO, _ENDS = range(3)
 
 Pfns = npt.NDArray[np.int64]
 
@@ -82,6 +83,8 @@ class Writer(abc.ABC):
         self.plan = plan
         self._outputs = outputs
         self._limit = limit
+        #: Why some of the output, nobody knows what, may not be on the disk.
+        self.doubt = ""
         self._counters = Counters(_ENDS + len(outputs))
         ranks = plan.units[:, 1]
         # A part ends where a unit does, so that no two have a bit in one byte.
@@ -111,6 +114,12 @@ class Writer(abc.ABC):
     def full(self) -> bool:
         """There was no room for all."""
         return bool(self._counters[_FULL])
+
+    @property
+    def fault(self) -> str:
+        """Why pages could not be written, if not for want of room; or empty."""
+        number = self._counters[_ERRNO]
+        return os.strerror(number) if number else ""
 
     @abc.abstractmethod
     def start(self) -> None:
@@ -164,14 +173,46 @@ class Writer(abc.ABC):
     def tally(self) -> Tally:
         """What was written."""
 
-    @abc.abstractmethod
-    def finish(self, incomplete: bool) -> int:
+    def finish(self, incomplete: bool, keep: bool) -> int:
         """
         Write what is left, and bring it all to where it belongs.
 
         :param incomplete: say in the output that pages are missing.
+        :param keep: if some of it does not get to the disk, the rest is kept, and
+            said to be incomplete: :attr:`doubt`.
         :return: size of the output.
+        :raises OutputFull: if there is no room for it after all, unless it is kept.
+        :raises DumpError: if it cannot be brought there.
         """
+        sizes = self._complete(incomplete)
+        try:
+            self._sync(sizes)
+        except (OutputFull, OutputBroken) as error:
+            if not keep:
+                raise
+            # What is written again is brought to the disk again, or that is said
+            # again: then nothing of it is trusted.
+            sizes = self._complete(True)
+            self._sync(sizes)
+            self.doubt = str(error)
+        # None before all are whole.
+        for output in self._outputs:
+            output.publish()
+        return sum(sizes)
+
+    def _sync(self, sizes: list[int]) -> None:
+        failed = None
+        for output, size in zip(self._outputs, sizes):
+            try:
+                output.sync(size)
+            except (OutputFull, OutputBroken) as error:
+                failed = error
+        if failed:
+            raise failed
+
+    @abc.abstractmethod
+    def _complete(self, incomplete: bool) -> list[int]:
+        """Write what is left, and the mark; returns the sizes of the outputs."""
 
     def close(self) -> None:
         self._counters.close()
@@ -203,6 +244,10 @@ class Writer(abc.ABC):
             output.write(data, offset)
         except OutputFull as error:
             self._counters[_FULL] = 1
+            return error.written
+        except OutputBroken as error:
+            # There may be sound blocks behind it.
+            self._counters[_ERRNO] = error.number
             return error.written
         # Pages wait for the disk as soon as there are some.
         output.start_writeback(offset, len(data))
@@ -468,23 +513,27 @@ class KdumpWriter(Writer):
             stop = min(self.before[end], part.first + part.pages)
             if start < stop:
                 data = self._table[start:stop].tobytes()
-                part.output.write(data, part.descriptor_at(start))
+                try:
+                    part.output.write(data, part.descriptor_at(start))
+                except OutputBroken as error:
+                    # They read as zeros: pages that are missing.
+                    self._counters[_ERRNO] = error.number
+                    self._tallies[first:end] = 0
+                    self._descriptor_rows[first:end] = 0
 
     def tally(self) -> Tally:
         return Tally(*self._tallies.sum(axis=0).tolist())
 
-    def finish(self, incomplete: bool) -> int:
+    def _complete(self, incomplete: bool) -> list[int]:
         for part in self._parts if incomplete else ():
             status = part.header.status | kdump.STATUS_INCOMPLETE
             header = part.header._replace(status=status)
             self._write_headers(part._replace(header=header))
-        size = 0
+        sizes = []
         for part in self._parts:
             end = max(part.data, self._data_ends[part.number])
-            end += self._write_checksums(part, end)
-            part.output.finish(end)
-            size += end
-        return size
+            sizes.append(end + self._write_checksums(part, end))
+        return sizes
 
     def _write_checksums(self, part: _Part, end: int) -> int:
         """Write the table of checksums at the end of a part; returns its size."""
@@ -642,15 +691,14 @@ class ElfWriter(Writer):
             int(np.count_nonzero(self._there == _HOLE)),
         )
 
-    def finish(self, incomplete: bool) -> int:
+    def _complete(self, incomplete: bool) -> list[int]:
         size = self._header.data + self._file_pages * self.vmcore.page_size
         if self._limit is not None and self.full:
             size = min(size, self._limit)
         if incomplete or self._was_incomplete:
             header = self._header_of_what_is_there()
             self._outputs[0].write(elf.pack_header(header, elf.DUMP_INCOMPLETE), 0)
-        self._outputs[0].finish(size)
-        return size
+        return [size]
 
     def _header_of_what_is_there(self) -> elf.Header:
         """The header, but for memory of which pages are missing."""

@@ -299,8 +299,10 @@ class Stream:
             self._put(flattened.record(offset, len(data)), data)
 
     def _put(self, *parts: bytes | memoryview) -> None:
-        # What is not whole cannot be taken back: a signal has to wait.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        # What is not whole cannot be taken back: signals have to wait, but for Ctrl-C,
+        # after which nothing more is written, and which a full pipe is not to hold up.
+        waiting = {*STOP_SIGNALS} - {signal.SIGINT}
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
         try:
             for part in parts:
                 view = memoryview(part)

@@ -30,6 +30,7 @@ from drgn_tools.plan import make_plan
 from drgn_tools.verify import verify
 from drgn_tools.vmcore import open_vmcore
 from drgn_tools.workers import Counters
+from tests import kill_points
 from tests.bad_file import bad_file
 from tests.command import Outcome, assert_refused
 from tests.synthetic import (
@@ -930,6 +931,171 @@ def test_killed_while_planning(
     check_kdump(tmp_path / "out", wanted(large, 8), set())
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_kill_points(seed: int, tmp_path: Path) -> None:
+    """At random, all over a run. docs/faults.md has the command for more of them."""
+    table = kill_points.kills(20, seed, tmp_path)
+    assert {"first", "worker"} <= {victim for _, _, victim, _ in table}
+
+
+def stop_once(monkeypatch: pytest.MonkeyPatch) -> Counters:
+    """The first worker that writes pages stops, as by SIGSTOP."""
+    stopped = Counters(1)
+    real = writer.Writer.write_item
+
+    def write_item(self: Any, number: int) -> None:
+        if os.getpid() != os.getsid(0) and not stopped.add(0, 1):
+            stopped[0] = os.getpid()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        real(self, number)
+
+    monkeypatch.setattr(writer, "_ITEM_PAGES", 100)
+    monkeypatch.setattr(writer.Writer, "write_item", write_item)
+    return stopped
+
+
+@pytest.mark.parametrize("kind", ["file", "stream", "elf"])
+def test_stopped_worker(
+    kind: str,
+    machine: Machine,
+    dump: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Given up and dead; its pages are there for all that."""
+    monkeypatch.setattr(workers, "_HALT", 0.3)
+    stopped = stop_once(monkeypatch)
+    out = tmp_path / "out"
+    options = ["-d8", "--jobs", 2, *(["-E"] if kind == "elf" else [])]
+    if kind == "stream":
+        outcome = command("extract", *options, "-F", dump, stdout=out)
+    else:
+        outcome = command("extract", *options, dump, out)
+    monkeypatch.undo()
+    assert outcome.status == 0, outcome
+    assert "a worker was killed (stopped before); read again" in outcome.stderr
+    stopped.close()
+    if kind == "elf":
+        check_elf(out, wanted(machine, 8), set())
+    else:
+        path = rearranged(out) if kind == "stream" else out
+        check_kdump(path, wanted(machine, 8), set())
+
+
+def test_clock_jumps(
+    machine: Machine, dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of day goes anywhere; no wait and no result depends on it."""
+
+    def jump() -> float:
+        raise AssertionError("the time of day was asked for")
+
+    monkeypatch.setattr(time, "time", jump)
+    monkeypatch.setattr(time, "time_ns", jump)
+    monkeypatch.setattr(workers, "_HALT", 0.3)
+    stopped = stop_once(monkeypatch)
+    outcome = command("extract", "-d8", "--jobs", 2, dump, tmp_path / "out")
+    monkeypatch.undo()
+    assert stopped[0]
+    stopped.close()
+    assert outcome.status == 0, outcome
+    check_kdump(tmp_path / "out", wanted(machine, 8), set())
+
+
+# --- an output disk with faults ---------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["file", "split", "elf"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("times", [1, 9])
+def test_fsync(
+    times: int,
+    number: int,
+    kind: str,
+    machine: Machine,
+    dump: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    As from NFS: what is there stays, marked, if the mark gets to the disk; and no part
+    of a set is there alone.
+    """
+    real = os.fsync
+    calls = []
+
+    def fsync(fd: int) -> None:
+        calls.append(fd)
+        # Of a set, the second part.
+        if 0 <= len(calls) - (2 if kind == "split" else 1) < times:
+            raise OSError(number, os.strerror(number))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    names = ["a", "b"] if kind == "split" else ["a"]
+    options = {"file": [], "split": ["--split"], "elf": ["-E"]}[kind]
+    paths = [tmp_path / name for name in names]
+    outcome = command("extract", "-d8", "--jobs", 2, *options, dump, *paths)
+    monkeypatch.undo()
+    line = last_line(outcome)
+    assert os.strerror(number) in line
+    if times > 1:
+        assert os.listdir(tmp_path) == []
+        return
+    assert "is incomplete: some of it may not be on the disk: " in line
+    assert sorted(os.listdir(tmp_path)) == names
+    for path in paths:
+        with open_vmcore(str(path), part=True) as found:
+            if found.header:
+                assert found.header.status & 0x8
+            else:
+                assert path.read_bytes()[48] & 1
+        report = verify(str(path), 1)
+        assert report.damaged == 0
+        assert {f.kind for f in report.findings} <= {"incomplete"}, report.findings
+    if kind == "file":
+        assert read_kdump(paths[0]).pages == wanted(machine, 8)
+
+
+@pytest.mark.parametrize("kind", ["file", "elf"])
+def test_bad_block_of_the_output(
+    kind: str,
+    machine: Machine,
+    dump: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing can be written there: the other pages are."""
+    real = os.pwrite
+    bad = 1_000_000
+
+    def pwrite(fd: int, data: Any, offset: int) -> int:
+        if offset <= bad < offset + len(data):
+            if offset == bad:
+                raise OSError(errno.EIO, "Input/output error")
+            data = data[: bad - offset]
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(writer, "_ITEM_PAGES", 100)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    out = tmp_path / "out"
+    options = ["-E"] if kind == "elf" else []
+    outcome = command("extract", "-d8", "--jobs", 2, *options, dump, out)
+    monkeypatch.undo()
+    expected = wanted(machine, 8)
+    if kind == "elf":
+        with open_vmcore(str(out)) as found:
+            missing = {p for p in expected if not found.present(p, p + 1)[0]}
+        check_elf(out, expected, missing)
+    else:
+        missing = set(expected) - set(read_kdump(out).pages)
+        check_kdump(out, expected, missing)
+    # What is behind it in its item, which has whole units of page frames.
+    assert 0 < len(missing) <= plan.UNIT_PFNS
+    line = last_line(outcome)
+    assert f"{len(missing)} pages not written: Input/output error" in line
+
+
 @pytest.mark.parametrize("kind", ["file", "stream"])
 def test_no_process_to_be_had(
     kind: str,
@@ -970,7 +1136,7 @@ def test_worker_without_memory(
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-@pytest.mark.parametrize("end", ["reads on", "goes away", "command killed"])
+@pytest.mark.parametrize("end", ["reads on", "goes away", "command killed", "Ctrl-C"])
 def test_reader_that_stalls(
     end: str, blocking: bool, machine: Machine, dump: Path, tmp_path: Path
 ) -> None:
@@ -999,7 +1165,8 @@ def test_reader_that_stalls(
         elif end == "goes away":
             os.close(reader)
         else:
-            os.kill(pid, signal.SIGKILL)
+            number = signal.SIGINT if end == "Ctrl-C" else signal.SIGKILL
+            os.kill(pid, number)
         _, status = os.waitpid(pid, 0)
         wait_for(lambda: session(pid) == [])
         err.seek(0)
@@ -1011,6 +1178,8 @@ def test_reader_that_stalls(
     elif end == "goes away":
         assert (status, said.count("\n")) == (1, 1)
         assert "Broken pipe" in said
+    elif end == "Ctrl-C":
+        assert (status, said) == (130, "drgn-tools: stopped by SIGINT\n")
     if end != "goes away":
         os.close(reader)
 

@@ -108,7 +108,7 @@ def _from(module: str, name: str) -> Any:
 
     try:
         return getattr(importlib.import_module(module), name)
-    except ImportError:
-        if other_package() is None:
+    except ModuleNotFoundError as error:
+        if error.name != module or other_package() is None:
             raise
         return None

@@ -32,7 +32,7 @@ _EXIT_STATUS = (
     "0 if all went well, 1 if the command failed, 2 if it was used wrongly. "
     "A failure is one line on standard error."
 )
-_ORDER = ("KEYS", "EXIT STATUS", "EXAMPLES", "FILES", "SEE ALSO")
+_ORDER = ("COLUMNS", "KINDS", "KEYS", "EXIT STATUS", "EXAMPLES", "FILES", "SEE ALSO")
 
 
 def pages() -> dict[str, str]:

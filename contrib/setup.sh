@@ -22,8 +22,8 @@ packages_libkdumpfile="autoconf automake libtool pkg-config zlib1g-dev libsnappy
 packages_page="chromium poppler-utils"
 
 # Room that a filled cache takes, and that a run needs besides, in MiB.
-cache_demo=2500 cache_test=13500
-work_demo=1000 work_test=4000
+cache_demo=2600 cache_test=13600
+work_demo=1300 work_test=4300
 
 set_up() {
     case $1 in

@@ -157,7 +157,9 @@ def _run() -> int:
         status = commands(prog_name="drgn-tools", standalone_mode=False)
     except click.UsageError as error:
         name = error.ctx.command_path if error.ctx else _named()
-        complain(name, f"{error.format_message()} (see {name} --help)")
+        # click ends most of what it says with a full stop.
+        what = error.format_message().removesuffix(".")
+        complain(name, f"{what} (see {name} --help)")
         return 2
     except click.ClickException as error:
         raise DumpError(str(error)) from None

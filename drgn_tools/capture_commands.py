@@ -220,7 +220,7 @@ def extract(
     name = ", ".join(outputs) or "standard output"
     _print_warnings(summary, levels)
     if not quiet and not as_json:
-        _print_summary(summary, name)
+        _print_summary(summary, name, dry_run)
     sums = {path: _sha256(path) for path in outputs} if sha256 else {}
     if as_json:
         _print_json(summary, outputs, sums)
@@ -299,7 +299,7 @@ def _print_warnings(summary: Summary, levels: list[int]) -> None:
         warn(f"{why}; read again page by page from {paddr:#x} on")
 
 
-def _print_summary(summary: Summary, output: str) -> None:
+def _print_summary(summary: Summary, output: str, dry_run: bool) -> None:
     from drgn_tools.pages import PageClass
     from drgn_tools.text import binary_size, printable, styled
 
@@ -322,7 +322,8 @@ def _print_summary(summary: Summary, output: str) -> None:
     memory = [binary_size(pages * summary.page_size) for pages in (kept, found)]
     say(f"kept {memory[0]} of {memory[1]} of memory")
     sizes = binary_size(summary.output_size), binary_size(summary.input_size)
-    say(f"{output}: {sizes[0]} from {sizes[1]} in {summary.seconds:.1f} s")
+    name = f"{output} would be" if dry_run else f"{output}:"
+    say(f"{name} {sizes[0]} from {sizes[1]} in {summary.seconds:.1f} s")
 
 
 def _print_json(
@@ -368,7 +369,8 @@ Examples:
 def info(dump: str, as_json: bool, quiet: bool) -> None:
     """Say what DUMP is: kernel, crash time, memory, panic.
 
-    The panic is the line of the kernel log that tells why the kernel died.
+    The panic is the line of the kernel log that tells why the kernel died. What it
+    began with, the task that died, its CPU and the uptime are the log's, too.
 
     \f
     No debugging symbols are needed. A single part of a split dump will do.
@@ -433,6 +435,7 @@ def dmesg(
     from drgn_tools.errors import DumpError
     from drgn_tools.kernel_log import dump_log
     from drgn_tools.output import check_target, files
+    from drgn_tools.progress import say_written
     from drgn_tools.vmcore import open_vmcore
 
     if output is None and sys.stdout is None:
@@ -454,6 +457,7 @@ def dmesg(
                     file.write(piece, size)
                     size += len(piece)
                 file.finish(size)
+            say_written(output, size, quiet)
     if faults:
         raise DumpError(f"{dump}: the log is incomplete: {'; '.join(faults)}")
 

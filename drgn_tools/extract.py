@@ -26,6 +26,7 @@ from drgn_tools.output import Nothing, Output, Stream, check_target, files
 from drgn_tools.pages import KERNEL_CLASSES, PageClass, excluded_classes
 from drgn_tools.plan import Plan, make_plan
 from drgn_tools.progress import Progress
+from drgn_tools.text import binary_size
 from drgn_tools.vmcore import open_vmcore
 from drgn_tools.workers import Inbox, affordable, run
 from drgn_tools.writer import ElfWriter, KdumpWriter, Writer
@@ -143,7 +144,7 @@ def extract(
             raise DumpError("an ELF core cannot be split")
         if vmcore.lost_bytes and not partial:
             raise DumpError(
-                f"{source} is cut short: {vmcore.lost_bytes >> 10} KiB of its data "
+                f"{source} is cut short: {binary_size(vmcore.lost_bytes)} of its data "
                 "are missing (--partial keeps what is there)"
             )
         # What was excluded once does not come back.
@@ -185,7 +186,7 @@ def extract(
             tried,
             vmcore.page_size,
             done.zero_pages,
-            -(-vmcore.lost_bytes // vmcore.page_size),
+            vmcore.lost_pages,
             done.retried,
             done.lost,
             done.unwritten,

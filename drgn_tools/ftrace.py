@@ -12,10 +12,11 @@ The printing helpers' names need no import in ``drgn -e`` and in interactive ses
 
 from __future__ import annotations
 
-from collections import deque
+import sys
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Callable, NamedTuple
+from typing import TYPE_CHECKING, Callable, NamedTuple, TypeVar
 
 from drgn import FaultError, Program
 from drgn.helpers.common.prog import takes_program_or_default
@@ -35,6 +36,8 @@ __all__ = (
     "ftrace_dump",
     "ftrace_export",
 )
+
+_T = TypeVar("_T")
 
 # Lines that are printed at once.
 _LINES = 1 << 12
@@ -73,6 +76,16 @@ class FtraceBuffer(NamedTuple):
     """Events that newer ones have overwritten."""
     read: int
     """Events that have been read."""
+
+
+class FtraceExport(NamedTuple):
+    """What was exported."""
+
+    events: int
+    cpus: int
+    """That these events are of."""
+    buffers: int
+    """That they are in: the kernel's own, and instances'."""
 
 
 class _Notes:
@@ -149,12 +162,12 @@ def _since(events: Iterator[RingEvent], start: int) -> Iterator[RingEvent]:
     yield from events
 
 
-def _checked(work: Callable[[], None]) -> None:
+def _checked(work: Callable[[], _T]) -> _T:
     # Errors of the kernel's structures as one line.
     from drgn_tools.ftrace_memory import FtraceError
 
     try:
-        work()
+        return work()
     except (LookupError, FaultError, ValueError) as error:
         raise FtraceError(f"the trace cannot be read: {one_line(error)}") from None
 
@@ -322,7 +335,7 @@ def _print_buffer(
 
 
 @takes_program_or_default
-def ftrace_export(prog: Program, path: str, *, force: bool = False) -> None:
+def ftrace_export(prog: Program, path: str, *, force: bool = False) -> FtraceExport:
     """
     Write the trace buffers for other tools.
 
@@ -330,6 +343,7 @@ def ftrace_export(prog: Program, path: str, *, force: bool = False) -> None:
         says what it is: ``.dat`` for trace-cmd and KernelShark, ``.pftrace`` or
         ``.perfetto-trace`` for Perfetto.
     :param force: It may replace a file.
+    :return: how much that was.
     :raises DumpError: if this kernel has no trace, it cannot be found, or the file
         cannot be written.
     :raises ValueError: if the file's name ends in something else.
@@ -337,17 +351,25 @@ def ftrace_export(prog: Program, path: str, *, force: bool = False) -> None:
     from drgn_tools.export.endings import format_of
 
     kind = format_of("ftrace", path)
-    _checked(lambda: _export(prog, path, kind, force))
+    return _checked(lambda: _export(prog, path, kind, force))
 
 
-def _export(prog: Program, path: str, kind: str, force: bool) -> None:
+def _export(prog: Program, path: str, kind: str, force: bool) -> FtraceExport:
     from drgn_tools.output import check_target
 
     check_target(path, force)
     notes = _Notes()
     reader = _Reader(prog)
+    counts: Counter[tuple[str, int]] = Counter()
     streams = [
-        (buffer, _cpu_streams(buffer, None, notes)) for buffer in _chosen(prog, None)
+        (
+            buffer,
+            {
+                cpu: _counted(events, counts, (buffer.name, cpu))
+                for cpu, events in _cpu_streams(buffer, None, notes).items()
+            },
+        )
+        for buffer in _chosen(prog, None)
     ]
     if kind == "perfetto":
         from drgn_tools.ftrace_perfetto import Source, perfetto_trace
@@ -355,6 +377,9 @@ def _export(prog: Program, path: str, kind: str, force: bool) -> None:
 
         sources = [Source(b, reader.printer(b), cpus) for b, cpus in streams]
         write_file(path, perfetto_trace(sources))
+        for source in sources:
+            for text in source.printer.notes():
+                notes(text)
     else:
         from drgn_tools.export.trace_dat import write_trace_dat
 
@@ -362,6 +387,17 @@ def _export(prog: Program, path: str, kind: str, force: bool) -> None:
         write_trace_dat(path, _trace_dat_kernel(reader), buffers)
     for text, count in notes.texts.items():
         say("ftrace", text + (f" ({count} times)" if count > 1 else ""))
+    # Of those that there are any of.
+    names, cpus = ({key[part] for key in counts} for part in (0, 1))
+    return FtraceExport(sum(counts.values()), len(cpus), len(names))
+
+
+def _counted(
+    events: Iterator[RingEvent], counts: Counter[tuple[str, int]], key: tuple[str, int]
+) -> Iterator[RingEvent]:
+    for event in events:
+        counts[key] += 1
+        yield event
 
 
 def _trace_dat_buffer(
@@ -402,6 +438,16 @@ def _uname(prog: Program) -> str:
     return " ".join(parts)
 
 
+def _told(written: FtraceExport) -> str:
+    if not written.events:
+        return "no events"
+    parts = (
+        f"{number} {one}{'s' * (number != 1)}"
+        for number, one in zip(written, ("event", "CPU", "buffer"))
+    )
+    return "{} of {} in {}".format(*parts)
+
+
 def print_dump(
     dump: str,
     *,
@@ -410,6 +456,7 @@ def print_dump(
     symbols: tuple[str, ...] = (),
     output: str | None = None,
     force: bool = False,
+    quiet: bool = False,
 ) -> None:
     """
     Print the trace buffers of a dump, as ``drgn-tools ftrace DUMP`` does.
@@ -417,18 +464,22 @@ def print_dump(
     :param symbols: Files with debugging symbols.
     :param output: Write this file instead: see :func:`ftrace_export()`.
     :param force: It may replace a file.
+    :param quiet: Do not say how much was written.
     :raises DumpError: if the dump cannot be read or has no trace.
     """
     from drgn_tools.output import check_target
     from drgn_tools.program import open_dump, require_symbols
     from drgn_tools.progress import printed
+    from drgn_tools.text import printable
 
     if output is not None:
         check_target(output, force, (dump,))
     prog = open_dump(dump, symbols)
     require_symbols(prog, dump, "ftrace")
     if output is not None:
-        ftrace_export(prog, output, force=force)
+        written = ftrace_export(prog, output, force=force)
+        if not quiet:
+            print(printable(f"{output}: {_told(written)}"), file=sys.stderr)
     else:
         with printed() as out:
             ftrace_dump(prog, instance, cpu, file=out)

@@ -71,4 +71,5 @@ def ftrace(
         cpu=cpu,
         output=output,
         force=force,
+        quiet=quiet,
     )

@@ -31,6 +31,7 @@ from drgn_tools.export.perfetto import (
 from drgn_tools.ftrace_memory import TraceBuffer, TraceEvent
 from drgn_tools.ftrace_text import TORN, Printer
 from drgn_tools.ring_buffer import RingEvent
+from drgn_tools.text import printable
 
 _Item = Union[Track, Event, Thread, KernelEvent]
 # Ranks of tracks that come behind those of CPUs.
@@ -73,12 +74,13 @@ class _Picture:
         self._calls: dict[int, list[int]] = {}
         self._readers: dict[int, Callable[[bytes], dict[str, int | str]]] = {}
         self._functions: dict[int, str] = {}
-        self._callers: dict[int, tuple[str, str]] = {}
         self._seen: set[int] = {0}
 
     def items(self) -> Iterator[_Item]:
         buffer = self._buffer
-        name = f"ftrace, instance {buffer.name}" if buffer.name else "ftrace"
+        name = "ftrace"
+        if buffer.name:
+            name += f", instance {printable(buffer.name)}"
         what = f"Its clock is {buffer.clock}"
         if not buffer.in_ns:
             name += f" (1 ns = 1 of clock {buffer.clock})"
@@ -90,7 +92,7 @@ class _Picture:
         for record in merge(*self._cpus.values(), key=attrgetter("time")):
             record = record._replace(time=record.time & _MASK)
             event = self._printer.event_of(record.data)
-            name = event.name if event else "unknown"
+            name = printable(event.name) if event else "unknown"
             ftrace = event is not None and event.system == "ftrace"
             try:
                 if event and ftrace and name in ("funcgraph_entry", "funcgraph_exit"):
@@ -115,7 +117,8 @@ class _Picture:
     def _task(self, pid: int) -> str:
         task = self._tasks.get(pid)
         if task is None:
-            task = self._tasks[pid] = f"{self._printer.commands.get(pid)}-{pid}"
+            comm = printable(self._printer.commands.get(pid))
+            task = self._tasks[pid] = f"{comm}-{pid}"
         return task
 
     def _by(self, record: RingEvent) -> tuple[str, str]:
@@ -234,7 +237,7 @@ def _reader(event: TraceEvent, little: bool) -> Callable[[bytes], dict[str, int 
         }
         for name, offset, size in texts:
             raw = data[offset : offset + size].split(b"\0", 1)[0]
-            values[name] = raw.decode("utf-8", "backslashreplace")
+            values[name] = printable(raw.decode("utf-8", "backslashreplace"))
         return values
 
     return read

@@ -11,7 +11,8 @@ from drgn_tools.codecs import BY_FLAG
 from drgn_tools.errors import DumpError
 from drgn_tools.formats import kdump
 from drgn_tools.kernel_log import log_records, panic_line
-from drgn_tools.text import binary_size
+from drgn_tools.last_words import Death, log_text, read_death
+from drgn_tools.text import binary_size, plural
 from drgn_tools.vmcore import Vmcore, open_vmcore
 from drgn_tools.vmcoreinfo import if_sound
 
@@ -48,6 +49,15 @@ class DumpInfo(NamedTuple):
     compression: tuple[str, ...]
     pages: int | None
     """Pages with data in a kdump-compressed file."""
+    uptime: int | None
+    """In seconds, by the last line of the log."""
+    began_with: str | None
+    """The first line of what led to the panic, unless that is the panic itself."""
+    task: str | None
+    """Name of the task that died, by the log, as what follows."""
+    task_pid: int | None
+    task_cpu: int | None
+    taint: str | None
     panic: str | None
     """The line of the kernel log that says why the kernel died."""
     no_panic: str | None
@@ -71,7 +81,7 @@ def read_info(path: str) -> DumpInfo:
         if not crashed and header is not None:
             crashed = header.timestamp
         status = header.status if header else 0
-        panic, no_panic = _panic(vmcore)
+        panic, no_panic, death = _panic(vmcore)
         return DumpInfo(
             dump=path,
             format=vmcore.format,
@@ -96,24 +106,28 @@ def read_info(path: str) -> DumpInfo:
             pages=vmcore.dumped_pages if header else None,
             panic=panic,
             no_panic=no_panic,
+            **death._asdict(),
         )
 
 
-def _panic(vmcore: Vmcore) -> tuple[str | None, str | None]:
+def _panic(vmcore: Vmcore) -> tuple[str | None, str | None, Death]:
     info = vmcore.vmcoreinfo
     if info is None:
-        return None, "unknown: no VMCOREINFO"
+        return None, "unknown: no VMCOREINFO", read_death([], None)
     faults: list[str] = []
     try:
         records = list(log_records(info, vmcore.kernel, warn=faults.append))
     except DumpError as error:
-        return None, f"unknown: the log cannot be read ({error})"
-    line = panic_line(records)
-    if line is not None:
-        return line, None
+        why = f"unknown: the log cannot be read ({error})"
+        return None, why, read_death([], None)
+    panic = panic_line(records)
+    lines = [line for record in records for line in log_text(record)]
+    death = read_death(lines, panic)
+    if panic is not None:
+        return panic, None, death
     if faults:
-        return None, f"none in what can be read of the log ({faults[0]})"
-    return None, "none in the log"
+        return None, f"none in what can be read of the log ({faults[0]})", death
+    return None, "none in the log", death
 
 
 def describe(path: str) -> list[tuple[str, str]]:
@@ -139,8 +153,10 @@ def as_text(info: DumpInfo) -> Iterator[tuple[str, str]]:
         if value:
             yield label, value
     yield "crash time", _time(info.crash_time)
+    yield from _death(info)
     yield "CPUs", str(info.cpus)
-    yield "memory", f"{binary_size(info.memory)} in {info.memory_ranges} ranges"
+    ranges = plural(info.memory_ranges, "range")
+    yield "memory", f"{binary_size(info.memory)} in {ranges}"
     if info.format_version is None:
         yield "dump level", "0 (not filtered)"
     else:
@@ -150,6 +166,17 @@ def as_text(info: DumpInfo) -> Iterator[tuple[str, str]]:
     if info.pages is not None:
         yield "pages", f"{info.pages} dumped"
     yield "panic", info.panic or info.no_panic or ""
+
+
+def _death(info: DumpInfo) -> Iterator[tuple[str, str]]:
+    if info.uptime is not None:
+        yield "uptime", f"{datetime.timedelta(seconds=info.uptime)} (last log line)"
+    if info.began_with is not None:
+        yield "began with", info.began_with
+    if info.task is not None:
+        yield "task", f"{info.task}[{info.task_pid}] on CPU {info.task_cpu}"
+    if info.taint is not None:
+        yield "taint", info.taint
 
 
 def _notes(info: DumpInfo) -> Iterator[str]:

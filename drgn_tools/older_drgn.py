@@ -43,4 +43,4 @@ def print_table(rows: Sequence[Sequence[Any]], file: File) -> None:
     for row in rows:
         # No width of 0: in a format, that would be a flag.
         cells = [f"{cell:{width or ''}}" for cell, width in zip(row, widths)]
-        file.write("  ".join([*cells[:-1], cells[-1].rstrip(" ")]) + "\n")
+        file.write("  ".join(cells).rstrip(" ") + "\n")

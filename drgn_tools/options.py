@@ -15,6 +15,7 @@ dump: _Decorator = click.argument("dump", type=click.Path())
 
 #: ``symbols``, a tuple of names.
 symbols: _Decorator = click.option(
+    "-s",
     "--symbols",
     type=click.Path(),
     metavar="FILE",

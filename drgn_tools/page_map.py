@@ -174,6 +174,8 @@ def read_page_map(vmcore: Vmcore, jobs: int = 1) -> PageMap:
     :param jobs: how many processes may work on it; 0 for this one alone.
     :raises DumpError: if VMCOREINFO does not say enough to find struct pages.
     """
+    # Found out once: those that work on it need it, too.
+    lost = vmcore.lost_pages
     found = find_struct_pages(vmcore)
     zones = find_zones(vmcore, found)
     sections = _with_struct_pages(vmcore, found)
@@ -227,7 +229,7 @@ def read_page_map(vmcore: Vmcore, jobs: int = 1) -> PageMap:
         sum(total.pages for total in classes) - zoned,
         zones.why,
         Grid(square, cells, tiles),
-        _warnings(vmcore, int(pages[PageClass.UNKNOWN])),
+        _warnings(vmcore, int(pages[PageClass.UNKNOWN]), lost),
         not found.layout.typed,
     )
 
@@ -377,8 +379,10 @@ def _zone_maps(zones: Zones, tallies: npt.NDArray[np.void]) -> tuple[ZoneMap, ..
     )
 
 
-def _warnings(vmcore: Vmcore, unknown: int) -> tuple[str, ...]:
+def _warnings(vmcore: Vmcore, unknown: int, lost: int) -> tuple[str, ...]:
     warnings = []
+    if lost:
+        warnings.append(f"pages are missing, {lost} of them: the dump is cut short")
     if vmcore.live:
         warnings.append("memory changed while it was read: pages may not fit together")
     if unknown:

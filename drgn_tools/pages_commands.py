@@ -45,7 +45,7 @@ def pages(
     from drgn_tools.errors import DumpError
     from drgn_tools.output import check_target
     from drgn_tools.page_map import read_page_map
-    from drgn_tools.progress import warn
+    from drgn_tools.progress import say_written, warn
     from drgn_tools.vmcore import open_vmcore
 
     if image is not None:
@@ -59,7 +59,7 @@ def pages(
     if image is not None:
         from drgn_tools.export.page_image import save
 
-        save(page_map, image)
+        say_written(image, save(page_map, image), quiet)
     if as_json:
         import json
 

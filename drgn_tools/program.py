@@ -20,8 +20,8 @@ from drgn_tools.debug_packages import debug_package
 from drgn_tools.errors import DumpError
 from drgn_tools.progress import busy
 
-# Of the commands, those that need no debugging symbols, or can do without.
-_WITHOUT = "dmesg, extract, info, pages, pstore, report and verify work without"
+# Of the commands, those that need no debugging symbols.
+_WITHOUT = ("dmesg", "extract", "info", "pages", "report", "verify")
 
 
 def open_dump(dump: str, symbols: Sequence[str] = ()) -> Program:
@@ -123,8 +123,18 @@ def require_symbols(
     missing = missing_symbols(prog, dump, modules)
     if missing:
         kernel = not prog.main_module().debug_file_path
-        also = f", {_WITHOUT}" if kernel else ""
+        also = f", {_working(prog)} work without" if kernel else ""
         raise DumpError(f"{missing}; {command} needs them{also}")
+
+
+def _working(prog: Program) -> str:
+    from drgn_tools.kernel_symbols import kernel_symbols
+
+    names = list(_WITHOUT)
+    # Without them, pstore goes by kallsyms, which VMCOREINFO leads to since 6.0.
+    if "psinfo" in kernel_symbols(prog).kallsyms:
+        names = sorted([*names, "pstore"])
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _uname(dump: str) -> tuple[str, str]:

@@ -27,6 +27,12 @@ def warn(text: str) -> None:
         print(f"{label} {printable(text)}", file=sys.stderr)
 
 
+def say_written(path: str, size: int, quiet: bool) -> None:
+    """One line on standard error, unless *quiet*: how large a file became."""
+    if not quiet and sys.stderr is not None:
+        print(printable(f"{path}: {binary_size(size)}"), file=sys.stderr)
+
+
 class Printed:
     """Standard output. On a terminal beside it, a line says how much went there."""
 

@@ -27,7 +27,7 @@ from drgn import Program
 from drgn.helpers.common.prog import takes_program_or_default
 
 from drgn_tools.errors import DumpError
-from drgn_tools.printing import printing, say
+from drgn_tools.printing import one_line, printing, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,6 +144,8 @@ class PstoreRecord(NamedTuple):
     """As in the kernel's own file, without a note on ECC."""
     error: str
     """Why that is not all; empty if it is."""
+    boot: int | None = None
+    """0 if it is of this kernel's boot, -1 if of an earlier one, None if unknown."""
 
 
 def _printing(prog: Program, file: _File | None, work: Callable[[_File], None]) -> None:
@@ -307,9 +309,10 @@ def pstore_zones(prog: Program, *, file: _File | None = None) -> None:
     Print the zones of ramoops and pstore_zone: where they are, how full, what of
     them can be read and why the rest cannot.
 
-    LIVE is the region itself, OLD_LOG the number of bytes that were in it when this
-    kernel booted. ECC is the number of parity bytes for each block, corrected bytes
-    and bad blocks those of the live region, then those that this kernel found at boot.
+    LIVE is the region itself as it is in memory now, which may still have what earlier
+    boots wrote; OLD_LOG is how many bytes were in it when this kernel booted. ECC is
+    the number of parity bytes for each block, corrected bytes and bad blocks those of
+    the live region, then those that this kernel found at boot.
 
     :param file: File to print to. Defaults to :data:`sys.stdout`.
     :raises DumpError: if this kernel has no pstore, or it cannot be found.
@@ -392,6 +395,8 @@ class _Trace(NamedTuple):
     # By boot, the newest first: what to add for this kernel's addresses.
     this: bool
     # The newest boot is this kernel's.
+    unread: bool
+    # Of some zone, the region or its end cannot be read.
     offset: int
     lost: dict[int, int]
     # By boot, as far as they are listed.
@@ -568,6 +573,7 @@ def _trace(prog: Program) -> _Trace:
         labels,
         shifts,
         this,
+        any(why for _, why in errors[::2]),
         offset,
         lost,
         merged.lost,
@@ -829,10 +835,15 @@ def _trace_notes(trace: _Trace, boot: Boot, count: int) -> Iterator[str]:
         if not present:
             yield "no function trace was recorded"
         else:
-            boots = ", ".join(map(str, present))
-            yield f"no such records in the function trace; it has boots {boots}"
+            yield _no_records(present)
     elif 0 in chosen and not trace.this:
-        yield "nothing is of this kernel: boot 0 is one before it"
+        if trace.unread:
+            yield (
+                "boot 0 is one before this kernel, whose own records, if any, cannot "
+                "be read"
+            )
+        else:
+            yield "nothing is of this kernel: boot 0 is one before it"
     for number in chosen:
         if trace.lost.get(number):
             # Only so many gaps are listed.
@@ -888,13 +899,25 @@ def pstore_export(
         trace-cmd and KernelShark.
     :param force: It may replace a file.
 
-    The other parameters are those of :func:`pstore_ftrace()`. What is missing is said
-    on standard error.
+    The other parameters are those of :func:`pstore_ftrace()`. What was written and
+    what is missing is said on standard error.
 
     :raises DumpError: if this kernel has no pstore, or no zone for it, or the file
         cannot be written.
     :raises ValueError: if the file's name ends in something else.
     """
+    _note(_export(prog, path, boot, cpu, last, force))
+
+
+def _export(
+    prog: Program,
+    path: str,
+    boot: Boot,
+    cpu: int | None,
+    last: int | None,
+    force: bool,
+) -> str:
+    # What was written, in one line.
     from drgn_tools.export import function_trace
     from drgn_tools.export.endings import format_of
     from drgn_tools.output import check_target
@@ -903,12 +926,14 @@ def pstore_export(
     check_target(path, force)
     trace = _trace(prog)
     records = _select(trace, boot, cpu, last)
+    if not len(records) and trace.shifts:
+        raise DumpError(_no_records(list(trace.shifts)))
     for note in _trace_notes(trace, boot, len(records)):
         _note(note)
-    for note in function_trace.write(
-        path, kind, _export_boots(prog, trace, records), trace.fmt
-    ):
+    boots = _export_boots(prog, trace, records)
+    for note in function_trace.write(path, kind, boots, trace.fmt):
         _note(note)
+    return function_trace.summary(path, boots)
 
 
 def _export_boots(
@@ -1013,12 +1038,42 @@ def _zone_records(
     for source, content, why in contents:
         if not content:
             continue
+        boot = -1 if source == "old_log" else 0
         if zone.kind != "dmesg":
-            yield _plain(zone.kind, source, zone.label, content, why)
+            made = _plain(zone.kind, source, zone.label, content, why)
+            yield made._replace(boot=boot)
             continue
         record = _dmesg_of_zone(prog, zone, content, algorithm)
         if record is not None:
-            yield _from_dmesg(record, source, zone.label, why)
+            made = _from_dmesg(record, source, zone.label, why)
+            known = _dmesg_boot(prog, zone, source, record, algorithm)
+            yield made._replace(boot=known)
+
+
+def _dmesg_boot(
+    prog: Program,
+    zone: PstoreZone,
+    source: str,
+    record: pstore_records.DmesgRecord,
+    algorithm: str | None,
+) -> int | None:
+    # The kernel does not clear logs when it boots. What it found is in old_log, where
+    # it puts them again whenever pstorefs is read: also its own then. pstore_zone has
+    # no old_log of them.
+    from drgn_tools import pstore_memory
+
+    if zone.backend != "pstore_zone" and source == "live" and not zone.old_log_error:
+        if not zone.old_log:
+            return 0
+        old = _dmesg_of_zone(prog, zone, zone.old_log, algorithm)
+        when = (record.seconds, record.microseconds)
+        if old is not None and when != (old.seconds, old.microseconds):
+            return 0
+    count = pstore_memory.variable_value(prog, "oopscount", "unsigned int")
+    # How many this kernel has written.
+    if count is not None and (not count or record.oops_count > count):
+        return -1
+    return None
 
 
 _DMESG_START = (
@@ -1059,7 +1114,7 @@ def _buffer_records(
         if not record.text.startswith(_DMESG_START):
             continue
         lengths[buffer.name] = record.text
-        yield _from_dmesg(record, buffer.name, buffer.name)
+        yield _from_dmesg(record, buffer.name, buffer.name)._replace(boot=0)
 
 
 def _fs_record(record: pstore_memory.FsRecord, algorithm: str | None) -> PstoreRecord:
@@ -1067,7 +1122,8 @@ def _fs_record(record: pstore_memory.FsRecord, algorithm: str | None) -> PstoreR
 
     label = f"{record.kind}-{record.id}"
     if record.kind != "dmesg":
-        return _plain(record.kind, "pstorefs", label, record.text, record.error)
+        made = _plain(record.kind, "pstorefs", label, record.text, record.error)
+        return made._replace(boot=-1)
     parsed = pstore_records.parse_dmesg_body(
         record.text,
         record.compressed,
@@ -1114,7 +1170,9 @@ def for_each_pstore_record(
 def _title(record: PstoreRecord) -> str:
     import datetime
 
-    title = f"{record.kind}: {record.label}, {record.source}"
+    # Without a boot, the source is all there is to say.
+    boot = {0: "this boot", -1: "an earlier boot", None: record.source}[record.boot]
+    title = f"{record.kind}: {record.label}, {boot}"
     if record.reason:
         title += f", {record.reason}#{record.oops_count} Part{record.part}"
     if record.seconds:
@@ -1128,11 +1186,21 @@ def _title(record: PstoreRecord) -> str:
     return f"{title}, not whole: {record.error}" if record.error else title
 
 
+def _in_order(prog: Program, only: Sequence[str] = ()) -> list[PstoreRecord]:
+    # Kernel logs, the oldest first, then others as they are found. The buffers are of
+    # this boot, and do not say when.
+    return sorted(
+        (r for r in for_each_pstore_record(prog) if not only or r.kind in only),
+        key=lambda r: (r.kind != "dmesg", not r.seconds, r.seconds, r.microseconds),
+    )
+
+
 @takes_program_or_default
 def pstore_dmesg(prog: Program, *, file: _File | None = None) -> None:
     """
     Print the kernel logs of oopses and panics in persistent memory, the oldest first,
-    each under a line that says where it was found.
+    each under a line that says where it was found, and whether it is of this kernel's
+    boot or of an earlier one, if that is known.
 
     :param file: File to print to. Defaults to :data:`sys.stdout`.
     :raises DumpError: if this kernel has no pstore, or no log is in it.
@@ -1142,18 +1210,14 @@ def pstore_dmesg(prog: Program, *, file: _File | None = None) -> None:
         from drgn_tools.pstore_memory import PstoreError
         from drgn_tools.text import printable
 
-        records = sorted(
-            for_each_pstore_record(prog, kind="dmesg"),
-            # The buffers are of this boot, and do not say when.
-            key=lambda r: (not r.seconds, r.seconds, r.microseconds),
-        )
+        records = _in_order(prog, ("dmesg",))
         notes = _text_notes(prog, "dmesg")
         for note in notes:
             _note(note)
         if not records:
             raise PstoreError("no kernel log is in pstore")
         for record in records:
-            out.write(f"==== {printable(_title(record))}\n")
+            out.write(f"== {printable(_title(record))}\n")
             text = record.text
             _write_text(out, text if text.endswith(b"\n") else text + b"\n")
 
@@ -1171,10 +1235,11 @@ def _print_text(
 ) -> None:
     from drgn_tools.pstore_memory import PstoreError
 
+    zones = [zone for zone in for_each_pstore_zone(prog) if zone.kind == kind]
     # Those of pstorefs are of boots before, as old_log is.
     found: dict[int, list[PstoreRecord]] = {}
     for record in for_each_pstore_record(prog, kind=kind):
-        found.setdefault(0 if record.source == "live" else -1, []).append(record)
+        found.setdefault(record.boot or 0, []).append(record)
     present = sorted(found, reverse=True)
     for note in _text_notes(prog, kind):
         _note(note)
@@ -1184,7 +1249,10 @@ def _print_text(
             f"no {what} is in pstore" if not found else f"no {what} is of that boot"
         )
     if boot == "newest" and chosen[0] != 0:
-        _note("what follows is of an earlier boot: there is nothing of this kernel's")
+        own = "there is nothing of this kernel's"
+        if any(zone.live is None for zone in zones):
+            own = "this kernel's cannot be read"
+        _note(f"what follows is of an earlier boot: {own}")
     for number in sorted(chosen):
         for record in found[number]:
             if logcat:
@@ -1282,9 +1350,12 @@ def print_dump(
     *,
     symbols: Sequence[str] = (),
     boot: int | None = 0,
+    last: int | None = None,
+    only: Sequence[str] = (),
     as_json: bool = False,
     output: str | None = None,
     force: bool = False,
+    quiet: bool = False,
 ) -> None:
     """
     Print all that pstore has in a dump, as ``drgn-tools pstore DUMP`` does.
@@ -1293,20 +1364,46 @@ def print_dump(
         are tried before those that drgn finds.
     :param boot: Of the function trace: 0 for the newest, -1 for the one before;
         None for all.
+    :param last: Of the function trace, only so many records, the newest ones.
+    :param only: What to print: zones, dmesg, console, ftrace, pmsg; empty for all.
     :param as_json: As one JSON object, on one line but for the function trace.
     :param output: Write this file instead: see :func:`pstore_export()`.
     :param force: It may replace a file.
-    :raises DumpError: if the dump cannot be read or has nothing of pstore, or a file
-        has no symbols of its kernel.
+    :param quiet: Do not say what was written.
+    :raises DumpError: if the dump cannot be read or has nothing of pstore or no such
+        boot, or a file has no symbols of its kernel.
     """
+    from drgn import FaultError
+
     from drgn_tools.output import check_target
-    from drgn_tools.program import missing_symbols, open_dump
+    from drgn_tools.program import open_dump
     from drgn_tools.progress import printed
-    from drgn_tools.pstore_memory import PstoreError, has_debug_info
 
     if output is not None:
         check_target(output, force, (dump,))
-    prog = open_dump(dump, symbols)
+    try:
+        prog = open_dump(dump, symbols)
+        pstore = _with_advice(prog, dump)
+        if output is not None:
+            which: Boot = "all" if boot is None else boot
+            written = _export(prog, output, which, None, last, force)
+            if not quiet:
+                print(written, file=sys.stderr)
+            return
+        with printed() as out:
+            (_print_json if as_json else _print_all)(
+                prog, pstore, boot, out, last, only
+            )
+    except (LookupError, ValueError, FaultError) as error:
+        # What of a damaged dump nobody foresaw.
+        raise DumpError(f"cannot read {dump}: {one_line(error)}") from None
+
+
+def _with_advice(prog: Program, dump: str) -> pstore_memory.Pstore:
+    # What is there, and a note if there would be more with debugging symbols.
+    from drgn_tools.program import missing_symbols
+    from drgn_tools.pstore_memory import PstoreError, has_debug_info
+
     missing = missing_symbols(prog, dump, _MODULES)
     try:
         pstore = _read(prog)
@@ -1315,57 +1412,90 @@ def print_dump(
     if not has_debug_info(prog):
         note = f"{missing}; {_NO_SYMBOLS}"
         pstore = pstore._replace(notes=(*pstore.notes, note))
-    if output is not None:
-        pstore_export(prog, output, boot="all" if boot is None else boot, force=force)
-        return
-    with printed() as out:
-        (_print_json if as_json else _print_all)(prog, pstore, boot, out)
+    return pstore
 
 
-def _trace_if_any(prog: Program, pstore: pstore_memory.Pstore) -> _Trace | None:
-    return _trace(prog) if any(z.kind == "ftrace" for z in pstore.zones) else None
+def _trace_if_any(
+    prog: Program, pstore: pstore_memory.Pstore, boot: int | None, only: Sequence[str]
+) -> _Trace | None:
+    # Of what is to be printed; that it lacks a boot is known before anything is.
+    if only and "ftrace" not in only:
+        return None
+    if not any(zone.kind == "ftrace" for zone in pstore.zones):
+        # 0 is also what is meant if none is.
+        if boot or "ftrace" in only:
+            raise DumpError("this kernel's pstore has no function trace")
+        return None
+    trace = _trace(prog)
+    if boot and boot not in trace.shifts:
+        raise DumpError(_no_records(list(trace.shifts)))
+    return trace
+
+
+def _no_records(present: Sequence[int]) -> str:
+    from drgn_tools.pstore_text import no_records
+
+    return no_records(present)
 
 
 def _print_all(
-    prog: Program, pstore: pstore_memory.Pstore, boot: int | None, out: _File
+    prog: Program,
+    pstore: pstore_memory.Pstore,
+    boot: int | None,
+    out: _File,
+    last: int | None = None,
+    only: Sequence[str] = (),
 ) -> None:
     from drgn_tools import pstore_text as text
     from drgn_tools.pstore_records import is_logcat, logcat_messages
     from drgn_tools.text import printable
 
-    zones = [_zone(prog, zone) for zone in pstore.zones]
+    trace = _trace_if_any(prog, pstore, boot, only)
+    wanted = only if only and "zones" not in only else _KINDS
+    zones = [_zone(prog, zone) for zone in pstore.zones if zone.kind in wanted]
     for note in _absences(_errors(zones), pstore.notes):
         print(printable(f"note: {note}"), file=sys.stderr)
-    for line in text.zone_lines(_as_zone(prog, zone) for zone in pstore.zones):
-        out.write(line + "\n")
-    for record in for_each_pstore_record(prog):
-        out.write(f"\n== {printable(_title(record))}\n")
+    between = ""
+    if not only or "zones" in only:
+        for line in text.zone_lines(_as_zone(prog, zone) for zone in pstore.zones):
+            out.write(line + "\n")
+        between = "\n"
+    for record in _in_order(prog, only):
+        out.write(f"{between}== {printable(_title(record))}\n")
+        between = "\n"
         if record.kind == "pmsg" and is_logcat(record.text):
             for message in logcat_messages(record.text):
                 out.write(text.logcat_line(message) + "\n")
             continue
         written = text.text_of(record.text)
         out.write(written if written.endswith("\n") else written + "\n")
-    trace = _trace_if_any(prog, pstore)
     if trace is None:
         return
-    for number in sorted(trace.shifts):
-        if boot is None or boot == number:
-            records = text.select_boot(trace.records, number)
-            out.write(f"\n== ftrace: boot {number}, {len(records)} records\n")
-            _print_ftrace(prog, trace, records, out)
+    chosen = _select(trace, "all" if boot is None else boot, None, last)
+    for number in sorted(_unique(chosen["boot"]).tolist()):
+        records = text.select_boot(chosen, number)
+        count = text.record_count(records, trace.records)
+        out.write(f"{between}== ftrace: boot {number}, {count}\n")
+        between = "\n"
+        _print_ftrace(prog, trace, records, out)
     for note in _trace_notes(trace, "all" if boot is None else boot, 1):
         if note not in trace.notes:
             print(printable(f"note: {note}"), file=sys.stderr)
 
 
 def _print_json(
-    prog: Program, pstore: pstore_memory.Pstore, boot: int | None, out: _File
+    prog: Program,
+    pstore: pstore_memory.Pstore,
+    boot: int | None,
+    out: _File,
+    last: int | None = None,
+    only: Sequence[str] = (),
 ) -> None:
     import json
 
     from drgn_tools import pstore_text as text
 
+    trace = _trace_if_any(prog, pstore, boot, only)
     zones = []
     for zone in pstore.zones:
         read = _zone(prog, zone)
@@ -1381,13 +1511,16 @@ def _print_json(
                 "boot_bad_blocks": read.boot_bad_blocks,
             }
         )
-    logs: dict[str, list[Any]] = {"dmesg": [], "console": [], "pmsg": []}
-    for record in for_each_pstore_record(prog):
+    logs: dict[str, list[Any]] = {
+        kind: [] for kind in ("dmesg", "console", "pmsg") if not only or kind in only
+    }
+    for record in _in_order(prog, only):
         entry = {**record._asdict(), "text": text.decoded(record.text)}
         logs.setdefault(record.kind, []).append(entry)
-    head = {"backend": pstore.backend, "notes": pstore.notes, "zones": zones, **logs}
-    out.write(json.dumps(head)[:-1])
-    trace = _trace_if_any(prog, pstore)
+    head: dict[str, Any] = {"backend": pstore.backend, "notes": pstore.notes}
+    if not only or "zones" in only:
+        head["zones"] = zones
+    out.write(json.dumps({**head, **logs})[:-1])
     if trace is None:
         out.write("}\n")
         return
@@ -1407,11 +1540,10 @@ def _print_json(
     }
     out.write(', "ftrace": ' + json.dumps(ftrace)[:-1] + ', "records": [')
     separator = "\n"
+    chosen = _select(trace, "all" if boot is None else boot, None, last)
     for number, shift in reversed(trace.shifts.items()):
-        if boot not in (None, number):
-            continue
         lines = text.trace_json(
-            text.select_boot(trace.records, number),
+            text.select_boot(chosen, number),
             trace.fmt,
             trace.offset,
             function=_namer(prog, shift, trace.this and number == 0, False),

@@ -15,8 +15,16 @@ from drgn_tools.decoding import decoder
 from drgn_tools.text import printable
 
 if TYPE_CHECKING:
-    from drgn_tools.pstore_records import FtraceArray, FtraceFormat, Name, Trace
-    from drgn_tools.ramoops import Region
+    from collections.abc import Sequence
+
+    from drgn_tools.pstore_records import (
+        DmesgRecord,
+        FtraceArray,
+        FtraceFormat,
+        Name,
+        Trace,
+    )
+    from drgn_tools.ramoops import Region, Zone
     from drgn_tools.symbols import Symbols
 
 _EPILOG = """\b
@@ -25,11 +33,33 @@ _EPILOG = """\b
   pmsg_size, ecc, and cpus (of which there may be; one ftrace zone each)
 
 \b
+Words:
+  zone          a part of the memory, for one kind of records
+  live region   the memory as it is now: of this boot, and what it still
+                has of earlier ones
+  old_log       the kernel's copy of what it found there when it booted
+  this boot     that of the kernel in DUMP
+  pstorefs      what was mounted there; of which boot may be unknown
+
+\b
 Examples:
   drgn-tools pstore vmcore
   drgn-tools pstore --boot all --symbols vmlinux vmcore
   drgn-tools pstore --raw ram.img --symbols System.map
 """
+
+
+_ONLY = ("zones", "dmesg", "console", "ftrace", "pmsg")
+
+
+def _kinds(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    kinds = tuple(kind for text in value for kind in text.split(","))
+    for kind in kinds:
+        if kind not in _ONLY:
+            raise click.UsageError(f"--only: {', '.join(_ONLY)}, not {kind!r}", ctx)
+    return kinds
 
 
 @click.command(epilog=_EPILOG)
@@ -46,6 +76,7 @@ Examples:
     help="How REGION is divided; else its zones are found by their signatures.",
 )
 @click.option(
+    "-s",
     "--symbols",
     type=click.Path(),
     metavar="FILE",
@@ -59,6 +90,20 @@ Examples:
     metavar="N",
     shell_complete=options.one_of(("0", "-1", "all")),
     help="Which boot's function trace: 0 the newest, -1 the one before, or all.",
+)
+@click.option(
+    "--last",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Only so many records of the function trace, the newest ones.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="KIND,…",
+    callback=_kinds,
+    shell_complete=options.some_of(_ONLY),
+    help=f"Only these: {', '.join(_ONLY)}; may be given more than once.",
 )
 @options.as_json
 @options.output(
@@ -74,6 +119,8 @@ def pstore(
     layout: str | None,
     symbols: tuple[str, ...],
     boot: str,
+    last: int | None,
+    only: tuple[str, ...],
     as_json: bool,
     output: str | None,
     force: bool,
@@ -111,6 +158,10 @@ def pstore(
         raise click.UsageError("--raw takes one file with --symbols")
     if output is not None and as_json:
         raise click.UsageError("one of --json and --output")
+    if output is not None and only:
+        raise click.UsageError("--only is for what is printed, and --output is not")
+    if last is not None and only and "ftrace" not in only:
+        raise click.UsageError("--last is of the function trace: --only ftrace")
     if force and output is None:
         raise click.UsageError("--force needs --output")
     if output is None and sys.stdout is None:
@@ -124,9 +175,12 @@ def pstore(
             dump,
             symbols=symbols,
             boot=number,
+            last=last,
+            only=only,
             as_json=as_json,
             output=output,
             force=force,
+            quiet=quiet,
         )
         return
     from drgn_tools import symbols as known
@@ -136,12 +190,20 @@ def pstore(
         check_target(output, force, (raw,))
     names = None if not symbols else known.load(symbols[0])
     region = _region(raw, layout)
+    wanted = only or _ONLY
+    trace = _Traced(*_trace(region), number, last, names)
+    if "ftrace" in wanted and number and not trace.has(number):
+        from drgn_tools.pstore_text import boots, no_records
+
+        raise DumpError(no_records(boots(trace.merged.records)))
     if output is not None:
-        _raw_export(region, names, number, output)
+        written = _raw_export(trace, output)
+        if not quiet:
+            print(written, file=sys.stderr)
     elif as_json:
-        _raw_json(region, names, number, sys.stdout)
+        _raw_json(region, trace, wanted, sys.stdout)
     else:
-        _raw_text(region, names, number, sys.stdout)
+        _raw_text(region, trace, wanted, sys.stdout)
 
 
 def _region(raw: str, layout: str | None) -> Region:
@@ -182,6 +244,26 @@ def _trace(region: Region) -> tuple[Trace, FtraceFormat]:
     return merge_ftrace(arrays, fmt), fmt
 
 
+class _Traced(NamedTuple):
+    """The function trace of a region, and what of it is wanted."""
+
+    merged: Trace
+    fmt: FtraceFormat
+    boot: int | None
+    """None for all."""
+    last: int | None
+    symbols: Symbols | None
+
+    def has(self, boot: int) -> bool:
+        return bool((self.merged.records["boot"] == boot).any())
+
+    def chosen(self) -> FtraceArray:
+        from drgn_tools.pstore_text import select_boot
+
+        records = select_boot(self.merged.records, self.boot)
+        return records if self.last is None else records[-self.last :]
+
+
 class _Names(NamedTuple):
     """How the addresses of one boot are named."""
 
@@ -207,12 +289,33 @@ def _names(records: FtraceArray, fmt: FtraceFormat, symbols: Symbols | None) -> 
     )
 
 
+def _in_order(
+    region: Region, wanted: Sequence[str]
+) -> list[tuple[Zone, DmesgRecord | None]]:
+    # Zones with text, and kernel logs decoded; those first, the oldest first.
+    from drgn_tools.pstore_records import decode_dmesg
+
+    found = [
+        (zone, decode_dmesg(zone.content) if zone.kind == "dmesg" else None)
+        for zone in region.zones
+        if zone.content and zone.kind != "ftrace"
+        if zone.kind in wanted or wanted is _ONLY
+    ]
+
+    def place(pair: tuple[Zone, DmesgRecord | None]) -> tuple[bool, bool, int, int]:
+        zone, record = pair
+        if record is None:
+            return zone.kind != "dmesg", True, 0, 0
+        return False, False, record.seconds, record.microseconds
+
+    return sorted(found, key=place)
+
+
 def _raw_text(
-    region: Region, symbols: Symbols | None, boot: int | None, out: TextIO
+    region: Region, trace: _Traced, wanted: Sequence[str], out: TextIO
 ) -> None:
     from drgn_tools import pstore_text as text
     from drgn_tools.pstore_records import (
-        decode_dmesg,
         format_ftrace,
         is_logcat,
         logcat_messages,
@@ -220,32 +323,37 @@ def _raw_text(
 
     for note in region.notes:
         print(printable(f"note: {note}"), file=sys.stderr)
-    for line in text.zone_lines(region.zones):
-        print(line, file=out)
-    for zone in region.zones:
-        if zone.kind == "ftrace" or not zone.content:
-            continue
-        record = decode_dmesg(zone.content) if zone.kind == "dmesg" else None
+    between = ""
+    if "zones" in wanted:
+        for line in text.zone_lines(region.zones):
+            print(line, file=out)
+        between = "\n"
+    for zone, record in _in_order(region, wanted):
         title, content = f"{zone.kind} {zone.number}", zone.content
         if record is not None:
             title, content = text.dmesg_title(zone, record), record.text
         elif zone.kind == "dmesg":
             title += ": no record's header"
-        print(f"\n== {title}", file=out)
+        print(f"{between}== {title}", file=out)
+        between = "\n"
         if zone.kind == "pmsg" and is_logcat(content):
             for message in logcat_messages(content):
                 print(text.logcat_line(message), file=out)
             continue
         written = text.text_of(content)
         out.write(written if written.endswith("\n") else written + "\n")
-    trace, fmt = _trace(region)
-    for number in reversed(text.boots(trace.records)):
-        if boot not in (None, number):
-            continue
-        records = text.select_boot(trace.records, number)
-        names = _names(records, fmt, symbols)
-        print(f"\n== ftrace: boot {number}, {len(records)} records", file=out)
-        if symbols is not None and names.offset is None:
+    if "ftrace" not in wanted:
+        return
+    merged, fmt = trace.merged, trace.fmt
+    chosen = trace.chosen()
+    for number in reversed(text.boots(chosen)):
+        every = text.select_boot(merged.records, number)
+        records = text.select_boot(chosen, number)
+        names = _names(every, fmt, trace.symbols)
+        count = text.record_count(records, merged.records)
+        print(f"{between}== ftrace: boot {number}, {count}", file=out)
+        between = "\n"
+        if trace.symbols is not None and names.offset is None:
             print(
                 f"note: the symbols do not fit boot {number}: another kernel's?",
                 file=sys.stderr,
@@ -255,25 +363,23 @@ def _raw_text(
         )
         while chunk := list(islice(lines, 4096)):
             out.write("\n".join(chunk) + "\n")
-    for note in text.trace_notes(trace):
+    for note in text.trace_notes(merged):
         print(f"note: {note}", file=sys.stderr)
 
 
-def _raw_export(
-    region: Region, symbols: Symbols | None, boot: int | None, path: str
-) -> None:
+def _raw_export(trace: _Traced, path: str) -> str:
     from drgn_tools import pstore_text as text
     from drgn_tools.export import function_trace
     from drgn_tools.export.endings import format_of
     from drgn_tools.pstore_records import addresses
 
-    trace, fmt = _trace(region)
+    fmt = trace.fmt
     boots = []
-    for number in text.boots(trace.records):
-        if boot not in (None, number):
-            continue
-        records = text.select_boot(trace.records, number)
-        names = _names(records, fmt, symbols)
+    chosen = trace.chosen()
+    for number in text.boots(chosen):
+        every = text.select_boot(trace.merged.records, number)
+        records = text.select_boot(chosen, number)
+        names = _names(every, fmt, trace.symbols)
         boots.append(
             function_trace.Boot(
                 number,
@@ -285,27 +391,25 @@ def _raw_export(
             )
         )
     missing = function_trace.write(path, format_of("pstore", path), boots, fmt)
-    for note in [*text.trace_notes(trace), *missing]:
+    for note in [*text.trace_notes(trace.merged), *missing]:
         print(f"note: {note}", file=sys.stderr)
+    return function_trace.summary(path, boots)
 
 
 def _raw_json(
-    region: Region, symbols: Symbols | None, boot: int | None, out: TextIO
+    region: Region, trace: _Traced, wanted: Sequence[str], out: TextIO
 ) -> None:
     from drgn_tools import pstore_text as text
-    from drgn_tools.pstore_records import (
-        decode_dmesg,
-        is_logcat,
-        logcat_messages,
-    )
+    from drgn_tools.pstore_records import is_logcat, logcat_messages
 
     layout = region.layout._asdict()
     layout["ecc"] = None if region.layout.ecc is None else region.layout.ecc._asdict()
-    logs: dict[str, list[Any]] = {"dmesg": [], "console": [], "pmsg": [], "unknown": []}
-    for zone in region.zones:
-        if zone.kind == "ftrace" or not zone.content:
-            continue
-        record = decode_dmesg(zone.content) if zone.kind == "dmesg" else None
+    logs: dict[str, list[Any]] = {
+        kind: []
+        for kind in ("dmesg", "console", "pmsg", "unknown")
+        if kind in wanted or wanted is _ONLY
+    }
+    for zone, record in _in_order(region, wanted):
         if record is not None:
             logs["dmesg"].append(text.dmesg_json(zone, record))
             continue
@@ -318,17 +422,21 @@ def _raw_json(
                 text.logcat_json(message) for message in logcat_messages(zone.content)
             ]
         logs[zone.kind].append(entry)
-    trace, fmt = _trace(region)
-    head = {
+    head: dict[str, Any] = {
         "layout": layout,
         "version": region.version,
         "notes": region.notes,
-        "zones": [text.zone_json(zone) for zone in region.zones],
-        **logs,
     }
-    numbers = text.boots(trace.records)
+    if "zones" in wanted:
+        head["zones"] = [text.zone_json(zone) for zone in region.zones]
+    head.update(logs)
+    if "ftrace" not in wanted:
+        out.write(json.dumps(head) + "\n")
+        return
+    merged, fmt = trace.merged, trace.fmt
+    numbers = text.boots(merged.records)
     named = {
-        number: _names(text.select_boot(trace.records, number), fmt, symbols)
+        number: _names(text.select_boot(merged.records, number), fmt, trace.symbols)
         for number in numbers
     }
     ftrace = {
@@ -336,22 +444,21 @@ def _raw_json(
         "boots": [
             {
                 "boot": number,
-                "records": len(text.select_boot(trace.records, number)),
+                "records": len(text.select_boot(merged.records, number)),
                 "kaslr_offset": named[number].offset,
             }
             for number in numbers
         ],
-        "lost_total": trace.lost_total,
-        "lost": [gap._asdict() for gap in trace.lost],
+        "lost_total": merged.lost_total,
+        "lost": [gap._asdict() for gap in merged.lost],
     }
     # Records one by one: there may be millions.
     out.write(json.dumps(head)[:-1] + ', "ftrace": ' + json.dumps(ftrace)[:-1])
     out.write(', "records": [')
     separator = "\n"
-    for number in reversed(numbers):
-        if boot not in (None, number):
-            continue
-        records = text.select_boot(trace.records, number)
+    chosen = trace.chosen()
+    for number in reversed(text.boots(chosen)):
+        records = text.select_boot(chosen, number)
         names = named[number]
         shown = names if names.offset is not None else None
         for line in text.trace_json(

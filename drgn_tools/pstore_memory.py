@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from drgn import (
     FaultError,
@@ -26,9 +26,12 @@ from drgn import (
     TypeMember,
 )
 
-from drgn_tools.errors import DumpError
+from drgn_tools.errors import DumpError, MissingMemory
 from drgn_tools.kernel_symbols import kernel_symbols
 from drgn_tools.older_drgn import read_c_string
+
+if TYPE_CHECKING:
+    from drgn_tools.vmcore import Vmcore
 
 # What zones may have at most, in bytes, all of them, and how many there may be: more
 # than anybody sets aside, little enough to read.
@@ -376,6 +379,46 @@ def _is_here(prog: Program) -> bool:
     return bool(prog.flags & here == here)
 
 
+def _vmcore(prog: Program) -> Vmcore | None:
+    # The dump as the capture half sees it, which knows what its file should hold.
+    from drgn_tools.vmcore import Vmcore, open_vmcore
+
+    key = "drgn_tools_pstore_vmcore"
+    if key not in prog.cache:
+        path = getattr(prog, "core_dump_path", None)
+        prog.cache[key] = None
+        if path is not None and not prog.flags & ProgramFlags.IS_LIVE:
+            with contextlib.suppress(DumpError):
+                prog.cache[key] = open_vmcore(str(path), part=True)
+    found = prog.cache[key]
+    return found if isinstance(found, Vmcore) else None
+
+
+def _is_cut_off(prog: Program, address: int, physical: bool) -> bool:
+    vmcore = _vmcore(prog)
+    if vmcore is None:
+        return False
+    try:
+        if not physical:
+            vmcore.kernel.read(address, 1)
+        return physical and vmcore.cut_off(address)
+    except MissingMemory as error:
+        # Of a page table, too.
+        return vmcore.cut_off(error.paddr)
+    except DumpError:
+        return False
+
+
+_CUT = "missing: the dump is cut short"
+
+
+def _why_missing(prog: Program, address: int) -> str:
+    # What is to be said of memory that cannot be read. Addresses of faults may be
+    # physical.
+    cut = any(_is_cut_off(prog, address, physical) for physical in (False, True))
+    return _CUT if cut else "not in this dump"
+
+
 _RESERVED = "live region is reserved memory and not in this dump"
 
 
@@ -400,6 +443,9 @@ def _read_region(
                 )
     if not data and not live:
         data, _ = _read_at_most(prog, vaddr, size)
+    start, physical = (vaddr, False) if paddr is None else (paddr, True)
+    if not any(data[:12]) and _is_cut_off(prog, start, physical):
+        return None, f"live region is {_CUT}"
     if not data:
         if live and why is _RESERVED:
             why = "live region is reserved memory and cannot be read"
@@ -410,7 +456,9 @@ def _read_region(
         return None, f"live region reads as zeros: its pages {where}"
     if len(data) < size:
         missing = size - len(data)
-        return data, f"the last {missing} bytes of the live region are not there"
+        cut = _is_cut_off(prog, start + len(data), physical)
+        where = _CUT if cut else "not there"
+        return data, f"the last {missing} bytes of the live region are {where}"
     return data, ""
 
 
@@ -439,6 +487,8 @@ def _zone_pointers(
                 break
             raw, why = _read_at_most(prog, first, count * word)
             if why:
+                if _is_cut_off(prog, first + len(raw), False):
+                    why = "the dump is cut short"
                 notes.append(f"not all pointers to {kind} zones can be read: {why}")
             order = byteorder(prog)
             for i in range(len(raw) // word):
@@ -491,7 +541,8 @@ def _ramoops_zone(
         type_ = _type(prog, "struct persistent_ram_zone")
         prz = Object(prog, type_, address=address).read_()
     except FaultError:
-        why = f"its struct persistent_ram_zone at {address:#x} is not in this dump"
+        gone = _why_missing(prog, address)
+        why = f"its struct persistent_ram_zone at {address:#x} is {gone}"
         return _absent("ramoops", kind, index, why)
     size = _number(prz, "size")
     # Not in 3.4, which had one virtual mapping of all.
@@ -536,9 +587,11 @@ def _read_old(
     data, why = _read_at_most(prog, address, size)
     # Excluded pages of an ELF dump read as zeros.
     if not any(data):
-        return None, "old_log is not in this dump"
+        return None, f"old_log is {_why_missing(prog, address)}"
     if why:
-        return data, f"the last {size - len(data)} bytes of old_log are not there"
+        cut = _is_cut_off(prog, address + len(data), False)
+        where = _CUT if cut else "not there"
+        return data, f"the last {size - len(data)} bytes of old_log are {where}"
     return data, ""
 
 
@@ -548,7 +601,8 @@ def _psz_zone(
     try:
         zone = Object(prog, _type(prog, "struct pstore_zone"), address=address).read_()
     except FaultError:
-        why = f"its struct pstore_zone at {address:#x} is not in this dump"
+        gone = _why_missing(prog, address)
+        why = f"its struct pstore_zone at {address:#x} is {gone}"
         return _absent("pstore_zone", kind, index, why)
     room = _number(zone, "buffer_size")
     buffer = _number(zone, "buffer")
@@ -558,7 +612,7 @@ def _psz_zone(
     if room > 0 and budget.allows(room + 12):
         live, why = _read_at_most(prog, buffer, room + 12)
         if not any(live[:12]):
-            live, why = None, "its buffer is not in this dump"
+            live, why = None, f"its buffer is {_why_missing(prog, buffer)}"
         oldbuf = _number(zone, "oldbuf")
         if oldbuf:
             # Allocated for what it holds, which is less than the zone may hold.
@@ -622,9 +676,10 @@ class _Info(NamedTuple):
 
 def _psinfo(prog: Program, notes: list[str]) -> _Info | None:
     # None if the kernel has no such variable.
-    pointer = _variable(
-        prog, "psinfo", "fs/pstore/platform.c", "struct pstore_info *"
-    ) or _variable(prog, "psinfo", None, "struct pstore_info *")
+    kind = "struct pstore_info *"
+    pointer = _variable(prog, "psinfo", "fs/pstore/platform.c", kind)
+    if pointer is None:
+        pointer = _variable(prog, "psinfo", None, kind)
     if pointer is None:
         return None
     try:
@@ -636,8 +691,8 @@ def _psinfo(prog: Program, notes: list[str]) -> _Info | None:
             data: tuple[int, ...] = (_number(info, "data"),)
         else:
             data = tuple(prog.read_u64(address + at) for at in _INFO_DATA)
-    except FaultError:
-        notes.append("psinfo is not in this dump")
+    except FaultError as error:
+        notes.append(f"psinfo is {_why_missing(prog, error.address)}")
         return _Info("", (), 0, 0)
     name = _string(prog, _number(info, "name"))
     return _Info(name, data, _number(info, "buf"), _number(info, "bufsize"))
@@ -709,7 +764,9 @@ def _fs_records(prog: Program, notes: list[str], budget: _Budget) -> Iterator[Fs
             yield _fs_record(prog, private, address - offset, budget)
             address = int(private.list.next.value_())
     except FaultError as error:
-        notes.append(f"pstorefs' list of records cannot be followed: {error}")
+        why = _why_missing(prog, error.address)
+        why = "the dump is cut short" if why is _CUT else str(error)
+        notes.append(f"pstorefs' list of records cannot be followed: {why}")
 
 
 def _fs_record(
@@ -733,12 +790,13 @@ def _fs_record(
             why = f"its size, {size}, cannot be"
         elif size:
             text, fault = _read_at_most(prog, start, size)
+            gone = _why_missing(prog, start + len(text)) if fault else ""
             if not any(text):
-                text, why = b"", "it is not in this dump"
+                text, why = b"", f"it is {gone or 'not in this dump'}"
             elif fault:
-                why = f"{size - len(text)} of its {size} bytes are not in this dump"
-    except FaultError:
-        why = "it is not in this dump"
+                why = f"{size - len(text)} of its {size} bytes are {gone}"
+    except FaultError as error:
+        why = f"it is {_why_missing(prog, error.address)}"
     except (LookupError, AttributeError, TypeError) as error:
         why = f"it is not understood: {error}"
     kind = _number(record, "type", -1)
@@ -778,18 +836,31 @@ def _buffers(prog: Program, info: _Info) -> Iterator[DumpBuffer]:
                 yield DumpBuffer(name, data)
 
 
+def _is_kernel_cut(prog: Program) -> bool:
+    # Whether of the kernel's own memory some, and so maybe kallsyms, is missing.
+    vmcore = _vmcore(prog)
+    if vmcore is None:
+        return False
+    try:
+        text = vmcore.vmcoreinfo and vmcore.vmcoreinfo.symbol("_stext")
+    except DumpError:
+        text = None
+    return bool(vmcore.lost_bytes or (text and _is_cut_off(prog, text, False)))
+
+
 def _why_none(prog: Program, info: _Info | None, notes: list[str]) -> str:
     if info is None:
         if not has_debug_info(prog):
-            return (
+            why = (
                 "pstore cannot be found without the kernel's debugging symbols (or "
                 "kallsyms, in dumps of Linux 6.0 and later)"
             )
+            return f"{why}; the dump is cut short" if _is_kernel_cut(prog) else why
         return (
             "this kernel has no pstore: it has no psinfo (CONFIG_PSTORE, or its module)"
         )
     if notes:
-        return f"no pstore: {notes[0]}"
+        return f"pstore cannot be found: {notes[0]}"
     if not info.name:
         return "this kernel has no pstore in use: no backend is registered"
     return f"pstore's backend {info.name} has left nothing in memory"
@@ -813,8 +884,9 @@ def read_pstore(prog: Program) -> Pstore:
                 zones.append(_ramoops_zone(prog, kind, index, address, budget))
     except PstoreError as error:
         notes.append(str(error))
-    except FaultError:
-        notes.append("struct ramoops_context is not in this dump")
+    except FaultError as error:
+        gone = _why_missing(prog, error.address)
+        notes.append(f"struct ramoops_context is {gone}")
     try:
         psz = _psz(prog, info)
         if psz is not None:

@@ -67,14 +67,37 @@ def zone_state(zone: Zone) -> str:
 
 
 def zone_lines(zones: Iterable[Zone]) -> Iterator[str]:
-    """A table of zones."""
+    """A table of zones; those that are just empty are one line."""
+    empty: dict[str, list[int]] = {}
     yield f"{'zone':<12}{'address':>14}{'size':>12}{'content':>12}  state"
     for zone in zones:
+        if zone.state == "empty" and not _is_odd(zone):
+            empty.setdefault(zone.kind, []).append(zone.number)
+            continue
         yield (
             f"{zone.kind + ' ' + str(zone.number):<12}{zone.address:>#14x}"
             f"{binary_size(zone.size):>12}{binary_size(len(zone.content)):>12}"
             f"  {zone_state(zone)}"
         )
+    if empty:
+        count = sum(map(len, empty.values()))
+        kinds = (f"{kind} {_ranges(numbers)}" for kind, numbers in empty.items())
+        yield f"{count} empty: {', '.join(kinds)}"
+
+
+def _is_odd(zone: Zone) -> bool:
+    flags = (zone.header_corrected, zone.header_parity_stale)
+    return any((*flags, zone.corrected_bytes, zone.bad_blocks, zone.missing))
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{a}-{b}" if a != b else f"{a}" for a, b in runs)
 
 
 def zone_json(zone: Zone) -> dict[str, Any]:
@@ -134,6 +157,19 @@ def trace_notes(trace: Trace) -> Iterator[str]:
     torn = int(trace.records["torn"].sum())
     if torn:
         yield f"{torn} records torn or late"
+
+
+def no_records(present: Iterable[int]) -> str:
+    """That records asked for are not there; *present*: boots, the newest first."""
+    boots = ", ".join(map(str, present))
+    has = f"it has boots {boots}" if boots else "it is empty"
+    return f"no such records in the function trace; {has}"
+
+
+def record_count(shown: FtraceArray, records: FtraceArray) -> str:
+    """How many records of a boot there are, and are shown."""
+    count = len(select_boot(records, int(shown["boot"][0])))
+    return f"{count} records" + (f", the last {len(shown)}" * (len(shown) < count))
 
 
 def select_boot(records: FtraceArray, boot: int | None) -> FtraceArray:

@@ -12,7 +12,6 @@ for :mod:`drgn_tools.pstore_records`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from drgn_tools.errors import DumpError
 from drgn_tools.reed_solomon import Ecc, check, correct, sound
+from drgn_tools.text import parse_size
 
 #: ``PERSISTENT_RAM_SIG``, "DBGC"; of ftrace zones, XORed with the kernel's version.
 SIGNATURE = 0x43474244
@@ -390,8 +390,6 @@ class Region(NamedTuple):
     """What is uncertain, each one line."""
 
 
-_SIZES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30}
-_NUMBER = re.compile(r"(0x[0-9a-f]{1,16}|\d{1,18})([bkmg]?)", re.I)
 _FLAGS = {"yes": True, "1": True, "no": False, "0": False}
 # Zones of one region: those of a terabyte of the smallest records are no use.
 _MAX_ZONES = 1 << 16
@@ -422,13 +420,11 @@ def parse_layout(text: str) -> Layout:
                 raise DumpError(f"{key} is yes or no, not {value!r}")
             values[key] = _FLAGS[value]
         else:
-            match = _NUMBER.fullmatch(value)
-            if match is None:
-                raise DumpError(f"{key} is a number of bytes, not {value!r}")
-            values[key] = (
-                int(match[1], 0 if match[1][1:2] in "xX" else 10)
-                << (_SIZES[match[2].lower()])
-            )
+            try:
+                values[key] = parse_size(value)
+            except ValueError:
+                message = f"{key} is a number of bytes, not {value!r}"
+                raise DumpError(message) from None
     ecc = values.get("ecc", 0)
     # ramoops.ecc=1 means the default.
     values["ecc"] = Ecc(16 if ecc == 1 else ecc) if ecc else None

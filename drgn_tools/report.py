@@ -9,15 +9,15 @@ costs the rest of that section: the others, and the page, are not lost.
 
 from __future__ import annotations
 
-import datetime
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Callable
 
 from drgn_tools.errors import DumpError
 from drgn_tools.export.report_page import Facts, Lines, Report, Section
 from drgn_tools.kernel_log import panic_line
+from drgn_tools.last_words import last_words, log_text
 from drgn_tools.program import missing_symbols, open_dump
 from drgn_tools.report_decoded import (
     oprofile_section,
@@ -28,9 +28,7 @@ from drgn_tools.report_decoded import (
 from drgn_tools.report_draft import Draft, Dump, reason, utc, value
 from drgn_tools.report_kernel import (
     crashed_task,
-    last_words,
     log_section,
-    log_text,
     memory_section,
     read_log,
     read_task,
@@ -86,15 +84,17 @@ def _is_absent(prog: Program, dump: str, key: str, why: str) -> bool:
     return key == "pstore" or missing_symbols(prog, dump) is None
 
 
-def _look_for_symbols(prog: Program, dump: str, key: str, draft: Draft) -> None:
-    # Why a section lacks something.
+def _look_for_symbols(prog: Program, dump: str, key: str, draft: Draft) -> str | None:
+    # Why a section lacks something; which symbols, if it is that.
     why = next(iter(draft.notes), "")
     draft.absent = bool(value(_is_absent, prog, dump, key, why))
     if key in _MODULES and not draft.absent:
-        missing = value(missing_symbols, prog, dump, _MODULES[key])
+        missing: str | None = value(missing_symbols, prog, dump, _MODULES[key])
         if missing:
             draft.notes.pop(why, None)
             draft.note(missing)
+        return missing
+    return None
 
 
 def make_report(dump: str, symbols: Sequence[str] = (), jobs: int = 1) -> Report:
@@ -107,7 +107,7 @@ def make_report(dump: str, symbols: Sequence[str] = (), jobs: int = 1) -> Report
     :raises DumpError: if it is no dump, or a file has no symbols of its kernel. What
         else is wrong with it is in the report.
     """
-    from drgn_tools.progress import Progress
+    from drgn_tools.progress import Progress, warn
 
     with (
         open_vmcore(dump, part=True) as vmcore,
@@ -115,8 +115,10 @@ def make_report(dump: str, symbols: Sequence[str] = (), jobs: int = 1) -> Report
     ):
         prog, why = _open_program(dump, symbols)
         records, faults = read_log(vmcore)
-        source = Dump(dump, vmcore, prog, why, jobs, records, faults)
+        source = Dump(dump, vmcore, prog, why, symbols, jobs, records, faults)
         sections = []
+        # By what symbols are missing, the sections that want them.
+        wanting: dict[str, list[str]] = {}
         for number, (key, title, gather) in enumerate(_SECTIONS):
             progress.update(number + 1)
             draft = Draft()
@@ -126,16 +128,19 @@ def make_report(dump: str, symbols: Sequence[str] = (), jobs: int = 1) -> Report
                 # Nobody knows what a damaged dump leads to.
                 draft.note(reason(error))
             if prog is not None and (draft.notes or draft.lacking):
-                _look_for_symbols(prog, dump, key, draft)
+                if missing := _look_for_symbols(prog, dump, key, draft):
+                    wanting.setdefault(missing, []).append(title)
+            elif prog is None and key in _MODULES:
+                wanting.setdefault(why, []).append(title)
             sections.append(draft.section(key, title))
-        return _report(source, sections)
+        found = _report(source, sections)
+    for missing, titles in wanting.items():
+        warn(f"{missing}; not whole without: {', '.join(titles)}")
+    return found
 
 
-# In the log, of the task that died.
-_DIED = re.compile(
-    r"CPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: (?P<pid>\d+) Comm: (?P<comm>.{0,15}?) "
-    r"(?:Kdump: loaded )?(?P<taint>Not tainted|Tainted: .*?) \d"
-)
+# What people ask first, beside the panic, which is the headline.
+_FIRST = ("crash time", "uptime", "began with", "task", "taint")
 
 
 def _report(dump: Dump, sections: list[Section]) -> Report:
@@ -148,11 +153,8 @@ def _report(dump: Dump, sections: list[Section]) -> Report:
     title = f"Linux {info.release or 'of an unknown release'}"
     if info.node not in (None, "(none)"):
         title += f" on {info.node}"
-    # The panic is the headline; and first comes what people ask first.
-    about = dict(as_text(info))
-    rows = [("crash time", about["crash time"]), *_death(lines, words)]
-    known = {"panic", *(label for label, _ in rows)}
-    rows += [row for row in about.items() if row[0] not in known]
+    about = [row for row in as_text(info) if row[0] != "panic"]
+    rows = sorted(about, key=lambda row: row[0] not in _FIRST)
     died = panic is not None or info.crash_time is not None
     return Report(
         title,
@@ -175,26 +177,6 @@ def _no_panic(dump: Dump) -> str:
     return "No panic in the kernel log"
 
 
-def _death(
-    lines: list[str], words: tuple[int, int, int] | None
-) -> Iterator[tuple[str, str]]:
-    if lines:
-        stamp = re.match(r"\[ *(\d+)\.", lines[-1])
-        if stamp:
-            up = datetime.timedelta(seconds=int(stamp[1]))
-            yield "uptime", f"{up} (last log line)"
-    if words is None:
-        return
-    start, end, at = words
-    if start != at:
-        yield "began with", re.sub(r"^\[.*?\] (\[.*?\] )?", "", lines[start])
-    for line in lines[start:end]:
-        if died := _DIED.search(line):
-            yield "task", f"{died['comm']}[{died['pid']}] on CPU {died['cpu']}"
-            yield "taint", died["taint"]
-            break
-
-
 # Of the stack in the log.
 _CALL_TRACE = re.compile(r"Call Trace:|Call trace:")
 _CALLED = re.compile(r"\] {1,3}(?:\[<[0-9a-f]+>\] )?([\w.]+\+0x\S+.*)")
@@ -203,7 +185,7 @@ _LOG_FRAME = re.compile(r"\] {1,3}(<|\?|\[<|[\w.]+\+0x)")
 
 def _stack_of_panic(prog: Program) -> Lines | None:
     task = crashed_task(prog)
-    stack, _ = stack_of(prog, task) if task is not None else ((), "")
+    stack = stack_of(prog, task).lines if task is not None else ()
     if task is None or not stack:
         return None
     seen = read_task(task)

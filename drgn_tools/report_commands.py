@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import click
 
@@ -20,7 +19,7 @@ Examples:
 
 @click.command(epilog=_EPILOG)
 @options.dump
-@options.output("The page.  [default: report.html]")
+@options.output("The page, .html or .htm.  [default: report.html]", family="report")
 @options.force
 @options.symbols
 @options.jobs
@@ -55,7 +54,7 @@ def report(
     before, and Esc ends it. A click on a frame of the flame graph makes it as wide as
     the page.
     """
-    from drgn_tools.text import binary_size, printable
+    from drgn_tools.progress import say_written
 
     path = output or "report.html"
     size = decoder("report").write_report(
@@ -65,5 +64,4 @@ def report(
         force=force,
         jobs=jobs or len(os.sched_getaffinity(0)),
     )
-    if not quiet:
-        print(printable(f"{path}: {binary_size(size)}"), file=sys.stderr)
+    say_written(path, size, quiet)

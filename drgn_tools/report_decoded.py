@@ -14,17 +14,16 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from drgn_tools.export.report_page import Chain, Flame, Frame, Hint, Lines, Table
+from drgn_tools.last_words import decoded
 from drgn_tools.report_draft import (
     Draft,
     Dump,
     command,
-    decoded,
     opened,
-    plural,
     reason,
     utc,
 )
-from drgn_tools.text import binary_size
+from drgn_tools.text import binary_size, plural
 
 if TYPE_CHECKING:
     from drgn import Object, Program
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from drgn_tools.oprofile import OprofilePlace, OprofileSample
     from drgn_tools.ring_buffer import RingBufferStats
 
+# Devices that a command is named for.
+_HINTS = 8
 # Records of function traces and events of each buffer.
 _TRACE_RECORDS = 200
 _EVENTS = 100
@@ -176,7 +177,11 @@ def zram_section(dump: Dump, draft: Draft) -> None:
                 frozenset(i for i, row in enumerate(streams) if row[5] != "-"),
             )
         )
-    draft.add(Hint("What is in them:", command(dump, "zram", "--json")))
+    in_use = [row[0] for row in rows if row[1] != "-"]
+    for name in in_use[:_HINTS]:
+        words = ("zram", "--device", name, "-o", f"{name}.img")
+        draft.add(Hint(f"What is in {name}, as an image:", command(dump, *words)))
+    draft.add(Hint("All counters:", command(dump, "zram", "--json")))
 
 
 def _zram_row(device: Any) -> tuple[str, ...]:

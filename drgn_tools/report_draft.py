@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, TypeVar
 
 from drgn import FaultError
@@ -44,6 +44,8 @@ class Dump(NamedTuple):
     prog: Program | None
     why_no_prog: str
     """Empty if there is one."""
+    symbols: Sequence[str]
+    """Files with debugging symbols that it was given."""
     jobs: int
     """How many processes may work on it."""
     records: list[LogRecord]
@@ -124,19 +126,15 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def decoded(raw: bytes) -> str:
-    """Text of a kernel's, whatever its bytes."""
-    return raw.decode("utf-8", "backslashreplace")
+# Commands that know no debugging symbols.
+_WITHOUT_SYMBOLS = {"dmesg", "pages"}
 
 
-def command(dump: Dump, *words: str) -> str:
-    """A command that prints more of a dump."""
-    return shlex.join(("drgn-tools", *words, dump.path))
-
-
-def plural(count: int, what: str) -> str:
-    """So many of what."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+def command(dump: Dump, name: str, *words: str) -> str:
+    """A command that prints more of a dump, with the symbols that the report had."""
+    files = () if name in _WITHOUT_SYMBOLS else dump.symbols
+    options = [word for path in files for word in ("--symbols", path)]
+    return shlex.join(("drgn-tools", name, *words, *options, dump.path))
 
 
 def opened(dump: Dump) -> Program:

@@ -17,18 +17,17 @@ from typing import TYPE_CHECKING, Callable, NamedTuple
 from drgn_tools.errors import DumpError
 from drgn_tools.export.report_page import Hint, Lines, Picture, Table
 from drgn_tools.kernel_log import dump_log, log_records, panic_line
+from drgn_tools.last_words import decoded, last_words, log_text
 from drgn_tools.program import missing_symbols
 from drgn_tools.report_draft import (
     Draft,
     Dump,
     command,
-    decoded,
     opened,
-    plural,
     reason,
     value,
 )
-from drgn_tools.text import binary_size
+from drgn_tools.text import binary_size, plural
 from drgn_tools.vmcore import Vmcore
 
 if TYPE_CHECKING:
@@ -47,16 +46,6 @@ _STACK_FRAMES = 64
 # --- the kernel log
 
 
-def log_text(record: LogRecord) -> list[str]:
-    """A record of the kernel log, as dmesg prints it."""
-    seconds, rest = divmod(record.timestamp_ns, 1_000_000_000)
-    prefix = f"[{seconds:5}.{rest // 1000:06}] "
-    if record.caller is not None:
-        prefix += f"[{record.caller:>8}] "
-    lines = decoded(record.raw).split("\n")
-    return [prefix + lines[0], *(" " * len(prefix) + line for line in lines[1:])]
-
-
 def read_log(vmcore: Vmcore) -> tuple[list[LogRecord], list[str]]:
     """The records of the kernel log, and why not all are there."""
     faults: list[str] = []
@@ -71,37 +60,6 @@ def read_log(vmcore: Vmcore) -> tuple[list[LogRecord], list[str]]:
     except Exception as error:
         return [], [f"the log cannot be read: {reason(error)}"]
     return records, faults
-
-
-# Where what the kernel says of its death begins, and where that ends.
-_LAST_WORDS = re.compile(
-    r"-+\[ cut here \]|BUG: |Unable to handle|general protection fault|Oops: |"
-    r"sysrq: (SysRq : )?Trigger a crash|watchdog: |Kernel panic"
-)
-_END = re.compile(r"---\[ end ")
-# How far before the line that says it.
-_BEFORE = 120
-
-
-def last_words(lines: list[str], panic: str | None) -> tuple[int, int, int] | None:
-    """
-    Where a log says why the kernel died: start, end, and the panic itself.
-
-    :param panic: Of :func:`~drgn_tools.kernel_log.panic_line()`.
-    """
-    if panic is None:
-        return None
-    # There, what is no UTF-8 is shown in another way.
-    sign = panic.partition("\ufffd")[0].rstrip()
-    at = next((i for i in range(len(lines) - 1, -1, -1) if sign in lines[i]), None)
-    if at is None:
-        return None
-    start = next(
-        (i for i in range(max(0, at - _BEFORE), at) if _LAST_WORDS.search(lines[i])),
-        max(0, at - 5),
-    )
-    end = next((i for i in range(at, len(lines)) if _END.search(lines[i])), None)
-    return start, len(lines) if end is None else end + 1, at
 
 
 def log_section(dump: Dump, draft: Draft) -> None:
@@ -176,12 +134,53 @@ def _stack_lines(trace: StackTrace) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def stack_of(prog: Program, task: Object) -> tuple[tuple[str, ...], str]:
-    """A task's stack, or nothing and why."""
+# Functions that every task that waits is in, and every one that panics.
+_SWITCHING = re.compile(
+    r"context_switch|__schedule|__schedule_loop|schedule(_\w+)?|__switch_to(_asm)?|"
+    r"crash_setup_regs|__crash_kexec|io_schedule(_\w+)?"
+)
+
+
+class Stack(NamedTuple):
+    """A task's stack, or why there is none."""
+
+    lines: tuple[str, ...] = ()
+    place: str = ""
+    """The innermost function that is none of the scheduler's."""
+    why: str = ""
+
+
+def stack_of(prog: Program, task: Object, scheduler: range = range(0)) -> Stack:
+    """
+    A task's stack.
+
+    :param scheduler: Of :func:`scheduler_text()`.
+    """
     try:
-        return _stack_lines(prog.stack_trace(task)), ""
+        trace = prog.stack_trace(task)
+        lines = _stack_lines(trace)
     except Exception as error:
-        return (), reason(error)
+        return Stack(why=reason(error))
+    for frame, line in zip(trace, lines):
+        function = line.partition(" (")[0]
+        pc = value(getattr, frame, "pc")
+        if pc not in scheduler and not _SWITCHING.fullmatch(function):
+            return Stack(lines, function)
+    return Stack(lines)
+
+
+def scheduler_text(prog: Program) -> range:
+    """
+    Where the functions are that wait on behalf of others, schedule_timeout() for one.
+
+    What is there is no answer to what a task waits in; the kernel goes by it for
+    ``/proc/PID/wchan``, too (:linux:`kernel/sched/core.c`, in_sched_functions()).
+    """
+    edges = [
+        value(lambda name: prog.symbol(name).address, f"__sched_text_{edge}")
+        for edge in ("start", "end")
+    ]
+    return range(0) if None in edges else range(*edges)
 
 
 def read_task(task: Object) -> Task:
@@ -255,24 +254,26 @@ def tasks_section(dump: Dump, draft: Draft) -> None:
     draft.summary = f"{plural(len(found), 'task')}, {len(running)} on CPUs"
     if crashed not in found:
         draft.summary += "; none is said to have panicked"
-    stacks: dict[int, tuple[str, ...]] = {}
+    stacks: dict[int, Stack] = {}
+    scheduler = scheduler_text(prog)
     for address in draft.some(order, "stacks of tasks", _TASKS):
         task = found[address]
-        stacks[address], why = stack_of(prog, task.task)
-        if why:
-            draft.lack(f"stack of {task_name(task)}", why)
+        stack = stacks[address] = stack_of(prog, task.task, scheduler)
+        if stack.why:
+            draft.lack(f"stack of {task_name(task)}", stack.why)
         if address == crashed or address in running:
             cpu = running[address][1] if address in running else task.cpu
             caption = f"CPU {cpu}: {task_name(task)}"
             if address == crashed:
                 caption += ", which panicked"
-            draft.add(Lines(caption, stacks[address] or (f"no stack: {why}",)))
+            draft.add(Lines(caption, stack.lines or (f"no stack: {stack.why}",)))
+    places = {address: stack.place for address, stack in stacks.items()}
     draft.add(
         Table(
             "All tasks; what they are in is the function that they wait or run in",
             ("PID", "COMM", "STATE", "CPU", "KIND", "IN"),
             [
-                _task_row(found[a], stacks.get(a, ()), a == crashed, a in running)
+                _task_row(found[a], places.get(a, ""), a == crashed, a in running)
                 for a in order
             ],
             frozenset((0, 3)),
@@ -280,7 +281,7 @@ def tasks_section(dump: Dump, draft: Draft) -> None:
         )
     )
     waiting = [a for a in order if a not in running and a != crashed]
-    _group_stacks([(found[a], stacks.get(a, ())) for a in waiting], draft)
+    _group_stacks([(found[a], stacks[a].lines) for a in waiting if a in stacks], draft)
 
 
 def task_name(task: Task) -> str:
@@ -288,17 +289,7 @@ def task_name(task: Task) -> str:
     return f"{task.comm}[{task.pid}]"
 
 
-# Functions that every task that waits is in, and every one that panics.
-_SWITCHING = re.compile(
-    r"(context_switch|__schedule|schedule(_\w+)?|__switch_to(_asm)?|"
-    r"crash_setup_regs|__crash_kexec|io_schedule(_\w+)?) "
-)
-
-
-def _task_row(
-    task: Task, stack: tuple[str, ...], crashed: bool, running: bool
-) -> tuple[str, ...]:
-    place = next((f for f in stack if not _SWITCHING.match(f"{f} ")), "")
+def _task_row(task: Task, place: str, crashed: bool, running: bool) -> tuple[str, ...]:
     state = task.state
     if crashed:
         state += ", panicked"
@@ -310,7 +301,7 @@ def _task_row(
         state,
         "" if task.cpu is None else str(task.cpu),
         "kernel" if task.kernel else "user",
-        place.partition(" (")[0],
+        place,
     )
 
 

@@ -28,6 +28,7 @@ from drgn.commands import (
 
 from drgn_tools._plugin import _MODULES
 from drgn_tools.printing import printing
+from drgn_tools.text import parse_address, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,9 +48,21 @@ def _boot(text: str) -> str | int:
         return text
 
 
-# How an argument is read, by the parameter's annotation; drgn's names for its own.
+def _read_by(parse: Callable[[str], int]) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+# How an argument is read, by the parameter's name or its annotation.
 _TYPES: dict[str, Any] = {
-    "int": "decimal_or_hexadecimal",
+    "address": _read_by(parse_address),
+    "size": _read_by(parse_size),
+    "int": int,
     "str": str,
     "Boot": _boot,
     "By": str,
@@ -80,7 +93,7 @@ _RECORDS = {
     "zram_bd_stat": "zram = find_zram({device})\nstats = zram.stats",
     "zram_block_state": "zram = find_zram({device})\n"
     "for slot in for_each_zram_slot(zram):",
-    "zram_devices": "for zram in for_each_zram():\n    device = zram_device(zram)",
+    "zram_devices": "for zram in {devices}:\n    device = zram_device(zram)",
     "zram_io_stat": "zram = find_zram({device})\nstats = zram.stats",
     "zram_mm_stat": "zram = find_zram({device})\ndevice = zram_device(zram)",
     "zram_streams": "for zram in {devices}:\n"
@@ -167,7 +180,7 @@ def _argument(function: Callable[..., Any], parameter: inspect.Parameter) -> arg
     elif annotation == "bool | None":
         settings["action"] = argparse.BooleanOptionalAction
     else:
-        settings["type"] = _TYPES[annotation.replace(" | None", "")]
+        settings["type"] = _TYPES.get(name) or _TYPES[annotation.replace(" | None", "")]
     if _is_option(parameter):
         name = "--" + name.replace("_", "-")
     elif "default" in settings:

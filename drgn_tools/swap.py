@@ -71,6 +71,7 @@ class SwapPage(NamedTuple):
     * device exclusive, device private: lent to a device; in its memory
     * file: of a file, and not in memory
     * untouched: there never was a page; of anonymous memory the task would read zeros
+    * unmapped: nothing is mapped there
     * marker: no page, but a mark: guard, poisoned, uffd-wp or swapin error
     * hwpoison: lost to an error of the hardware
     * excluded: it is not in the dump, or what leads to it is not
@@ -110,7 +111,11 @@ class SwapRange(NamedTuple):
 
 
 class SwapTask(NamedTuple):
-    """A process, and how much of its memory is swapped out."""
+    """
+    A process, and how much of its own memory is swapped out. What it shares (tmpfs,
+    SysV, shared anonymous mappings) is no process's and not counted;
+    :func:`swap_map` has it.
+    """
 
     pid: int
     comm: str
@@ -496,7 +501,8 @@ def comm(task: Object) -> str:
 def for_each_swap_task(prog: Program) -> Iterator[SwapTask]:
     """
     Iterate over processes that have memory in swap, by their counters
-    (:linux:`include/linux/mm_types.h`, ``mm_struct.rss_stat``).
+    (:linux:`include/linux/mm_types.h`, ``mm_struct.rss_stat``). Shared memory does not
+    count: those that have nothing else in swap are left out.
 
     :raises LookupError: if the tasks are damaged.
     :raises FaultError: if they are not in the dump.
@@ -550,17 +556,22 @@ def _swapped(task: Object) -> int:
 @takes_program_or_default
 def swap_tasks(prog: Program, *, file: File | None = None) -> None:
     """
-    Print the processes that have memory in swap, those with the most first.
+    Print the processes that have memory in swap, those with the most first. Shared
+    memory does not count, so :func:`swap_where` may find more, and those that have
+    nothing else in swap are left out.
 
     :param file: File to print to. Defaults to :data:`sys.stdout`.
     :raises LookupError: if the tasks are damaged.
     :raises FaultError: if they are not in the dump.
     """
     from drgn_tools.older_drgn import print_table
-    from drgn_tools.printing import printing
+    from drgn_tools.printing import printing, say
 
     def work(out: File) -> None:
         tasks = sorted(for_each_swap_task(prog), key=lambda task: -(task.pages or 0))
+        if not tasks:
+            say("swap", "no task has memory in swap")
+            return
         rows: list[list[Any]] = [["PID", "PAGES", "COMM"]]
         for task in tasks:
             pages = "-" if task.pages is None else task.pages
@@ -590,15 +601,17 @@ def swap_where(
       583  untouched
 
     START           END             PAGES  KIND       WHERE  SLOT
-    400000          401000              1  resident   -      -
-    7f72c5200000    7f72c5700000     1280  zram       zram0  1
+    0x400000        0x401000            1  resident   -      -
+    0x7f72c5200000  0x7f72c5700000   1280  zram       zram0  1
 
     :param pid: process ID.
-    :param address: virtual; only mappings from there on.
-    :param size: of what is looked at, in bytes; by default, all.
+    :param address: virtual; only mappings from there on. As a command's, hexadecimal
+        with or without 0x.
+    :param size: of what is looked at, in bytes; by default, all. As a command's, with
+        0x, or with k, m or g behind it.
     :param file: File to print to. Defaults to :data:`sys.stdout`.
-    :raises LookupError: if there is no such task, or its mappings are damaged; what is
-        in front is printed.
+    :raises LookupError: if there is no such task, nothing is mapped there, or its
+        mappings are damaged; what is in front is printed.
     :raises ValueError: like :func:`swap_pages()`.
     :raises FaultError: likewise.
     """
@@ -613,8 +626,18 @@ def swap_where(
             if found:
                 out.write(f"task {pid} ({comm(task)})\n")
                 _print_ranges(found, out)
+        if not found:
+            raise LookupError(nothing_mapped(address, size))
 
     printing("swap", prog, file, work)
+
+
+def nothing_mapped(address: int, size: int | None) -> str:
+    """That no mapping is there, for a person."""
+    where = f"{address:#x}"
+    if size is not None:
+        return f"nothing is mapped at {where}-{address + size:#x}"
+    return f"nothing is mapped at {where} or behind it"
 
 
 def totals(ranges: Iterable[SwapRange]) -> dict[str, int]:
@@ -637,13 +660,14 @@ def _print_ranges(ranges: list[SwapRange], out: File) -> None:
     for one in ranges:
         rows.append(
             [
-                f"{one.start:x}",
-                f"{one.end:x}",
+                f"{one.start:#x}",
+                f"{one.end:#x}",
                 one.pages,
                 one.kind,
                 printable(one.where) or "-",
                 "-" if one.slot is None else one.slot,
-                printable(one.note),
+                # Of untouched pages, the kind says it all.
+                "" if one.kind == "untouched" else printable(one.note),
             ]
         )
     print_table(rows, out)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from drgn_tools import options
 from drgn_tools.decoding import decoder
-from drgn_tools.text import printable
+from drgn_tools.text import parse_address, parse_size, printable
 
 if TYPE_CHECKING:
     from drgn import Object, Program
@@ -20,19 +21,18 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 
-class _Number(click.ParamType[int]):
-    name = "number"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
+def _checked(
+    parse: Callable[[str], int],
+) -> Callable[[click.Context, click.Parameter, str | None], int | None]:
+    def number(
+        ctx: click.Context, param: click.Parameter, value: str | None
+    ) -> int | None:
         try:
-            number = int(str(value), 0)
-        except ValueError:
-            number = -1
-        if not 0 <= number < 1 << 64:
-            self.fail(f"{value!r} is no address or size", param, ctx)
-        return number
+            return None if value is None else parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    return number
 
 
 _EPILOG = """\b
@@ -53,10 +53,16 @@ Examples:
     help="The task. Without, those that have memory in swap are listed.",
 )
 @click.option(
-    "--address", type=_Number(), metavar="A", help="Only its memory from there on."
+    "--address",
+    callback=_checked(parse_address),
+    metavar="A",
+    help="Only its memory from there on; hexadecimal, with 0x or without.",
 )
 @click.option(
-    "--size", type=_Number(), metavar="N", help="So many bytes; by default, all."
+    "--size",
+    callback=_checked(parse_size),
+    metavar="N",
+    help="So many bytes, or k, m, g of them; by default, all.",
 )
 @options.output(
     "Write that memory to a sparse file, with holes for what cannot be had."
@@ -81,12 +87,37 @@ def swap(
     that are there.
 
     \f
-    Pages are resident, in the swap cache, zero, in zswap, on a zram device, on another
-    device or not in the dump. Those that are compressed in memory can be read; with -o
-    they are, in the order in which the kernel would.
+    Without --pid, PAGES are of a process's own memory, as its VmSwap. Shared memory
+    (tmpfs, SysV, shared anonymous mappings) is not in there: with --pid there may be
+    more, and who has nothing else in swap is not listed.
 
-    Numbers may start with 0x. -o needs --address and --size. What cannot be had is a
-    hole, and is said on standard error.
+    Pages that are compressed in memory can be read; with -o they are, in the order in
+    which the kernel would.
+
+    A size is decimal, or hexadecimal with 0x in front. -o needs --address and --size.
+    What cannot be had is a hole, and is said on standard error.
+
+    KINDS
+
+        resident          in memory, mapped
+        page cache        of a file or shared, in memory, not mapped
+        swap cache        in memory, on its way to swap or back
+        zero              all zeros, stored nowhere
+        zswap, zram       compressed in memory
+        migration         just being moved
+        device exclusive  lent to a device
+
+    These can be read. Of all others, there is nothing in the dump:
+
+        device            on a device that is not zram
+        device private    in a device's own memory
+        file              of a file, not in memory
+        untouched         mapped, but there never was a page: zeros
+        unmapped          nothing is mapped there
+        marker            no page, but a mark: guard, poisoned, uffd-wp
+        hwpoison          lost to an error of the hardware
+        excluded          left out of the dump, or what leads to it is
+        damaged           what leads to it cannot be
 
     EXIT STATUS
 
@@ -155,6 +186,8 @@ def _print_json(task: Object, address: int, size: int | None) -> None:
     from drgn_tools import swap as helpers
 
     ranges = list(helpers.swap_map(task, address, size))
+    if not ranges:
+        raise LookupError(helpers.nothing_mapped(address, size))
     out = {
         "pid": task.pid.value_(),
         "comm": helpers.comm(task),

@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TextIO
 
 # Numbers of ECMA-48's "select graphic rendition".
 _STYLES = {"bold": "1", "red": "1;31", "yellow": "33", "green": "32"}
+_UNITS = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30}
+_SIZE = re.compile(r"(0x[0-9a-f]{1,16}|[0-9]{1,18})([bkmg]?)", re.I)
+_ADDRESS = re.compile(r"(0x)?[0-9a-f]{1,16}", re.I)
 
 
 def binary_size(size: int) -> str:
@@ -16,6 +20,35 @@ def binary_size(size: int) -> str:
         if size >> shift:
             return f"{size / (1 << shift):.1f} {unit}"
     return f"{size} bytes"
+
+
+def parse_size(text: str) -> int:
+    """
+    A number of bytes, hexadecimal with 0x in front; k, m or g behind it are units.
+
+    :raises ValueError: if it is none.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no size")
+    number = int(match[1], 16 if match[1][:2] in ("0x", "0X") else 10)
+    return number << _UNITS[match[2].lower()]
+
+
+def parse_address(text: str) -> int:
+    """
+    An address, which is hexadecimal with or without 0x in front.
+
+    :raises ValueError: if it is none.
+    """
+    if not _ADDRESS.fullmatch(text):
+        raise ValueError(f"{text!r} is no address")
+    return int(text, 16)
+
+
+def plural(count: int, what: str) -> str:
+    """So many of what."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def percent(part: int, whole: int) -> str:

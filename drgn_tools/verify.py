@@ -1099,10 +1099,9 @@ def _verify_elf(file: _File, vmcore: Vmcore, jobs: int) -> Report:
     end = trailer.offset if trailer else file.size
     loads = _check_segments(file, end, found)
     _check_notes(vmcore.notes, found)
-    page_size = vmcore.page_size
     pages = sum(run.end_pfn - run.pfn for run in vmcore.ram_runs)
     in_file = sum(run.end_pfn - run.pfn for run in vmcore.data_runs)
-    lost = -(-vmcore.lost_bytes // page_size)
+    lost = vmcore.lost_pages
     if pages > in_file + lost:
         found.remarks.append(f"{pages - in_file - lost} pages are not in the file")
     damaged = _read_segments(file, loads, end, jobs, found)

@@ -45,6 +45,8 @@ _MAX_PADDR = 1 << 52
 # A dump holds at least the kernel's struct pages, a 64th of its memory. One
 # that holds less than a bit per page lies; a small one may, it costs nothing.
 _MIN_BITMAP = 1 << 20
+# How often an ELF core's segments may have the same data, on average.
+_MAX_SHARED = 64
 # Device dumps are among the notes and may be large; more than this is damage.
 _MAX_NOTES = 1 << 30
 # The kernel keeps VMCOREINFO in one page; QEMU takes up to 1 MiB.
@@ -63,6 +65,10 @@ _LARGE = 1 << 20
 _READ_PAGES = 32
 # And where nobody uses them twice.
 _SEARCH_PAGES = 1024
+# Why memory is missing whose data should come later in the file.
+_CUT = "beyond the end of the file: the dump is cut short"
+# Descriptors looked at together: 1.5 MiB.
+_DESCRIPTORS = 1 << 16
 # What the kernel puts before its own copy of VMCOREINFO: namesz, (descsz,) type, name.
 _NOTE_NAMESZ = (11).to_bytes(4, "little")
 _NOTE_REST = bytes(4) + b"VMCOREINFO\0\0"
@@ -131,8 +137,7 @@ class Vmcore(abc.ABC):
     """PT_LOADs of an ELF core, as they are there."""
     live: bool = False
     """It is the running kernel, whose memory changes."""
-    lost_bytes: int = 0
-    """How much of the data the file should hold and does not."""
+    _lost_bytes: int = 0
     header: kdump.Header | None = None
     """Of a kdump-compressed file."""
     dumped_pages: int = 0
@@ -163,6 +168,16 @@ class Vmcore(abc.ABC):
         """End of the last run of memory."""
         return self.ram_runs[-1].end_pfn if self.ram_runs else 0
 
+    @property
+    def lost_bytes(self) -> int:
+        """How much of the data the file should hold and does not."""
+        return self._lost_bytes
+
+    @property
+    def lost_pages(self) -> int:
+        """How many pages that is."""
+        return -(-self._lost_bytes // self.page_size)
+
     @abc.abstractmethod
     def present(self, pfn: int, end_pfn: int) -> Bools:
         """Which page frames of a range have data."""
@@ -183,6 +198,15 @@ class Vmcore(abc.ABC):
 
         :raises MissingMemory: if a page of it has no data.
         """
+
+    def cut_off(self, paddr: int) -> bool:
+        """Whether a page is one that the file should hold and is too short for."""
+        run = _pages_of(paddr, paddr + 1)
+        return bool(
+            self.lost_bytes
+            and runs_mask(self.ram_runs, *run)[0]
+            and not runs_mask(self.data_runs, *run)[0]
+        )
 
     def view(self, paddr: int, size: int) -> Bytes:
         """Like :meth:`read`, as an array, without copying where possible."""
@@ -299,7 +323,7 @@ class Vmcore(abc.ABC):
             # Bad memory, a bad disk: of one page, nothing said of others.
             raise MissingMemory(paddr, f"unreadable: {error}") from None
         if len(data) < size:
-            raise MissingMemory(paddr, "beyond the end of the file")
+            raise MissingMemory(paddr, _CUT)
         return data
 
     def _set_notes(self, notes: bytes) -> None:
@@ -400,7 +424,7 @@ class _ElfVmcore(Vmcore):
                 # More than the file has: the same ones again and again.
                 if filesz > _MAX_NOTES or notes_size > min(_MAX_NOTES, size):
                     raise DumpError("its notes are too large: damaged")
-                self.lost_bytes += filesz - len(part)
+                self._lost_bytes += filesz - len(part)
                 notes.append(part)
         with contextlib.suppress(OSError):
             self.live = os.path.samestat(os.fstat(fd), os.stat("/proc/kcore"))
@@ -428,7 +452,7 @@ class _ElfVmcore(Vmcore):
                 # Of a page that is cut, the rest is lost, not zero.
                 cut = (paddr + in_file) & -_PAGE_SIZE
                 in_file = max(0, cut - paddr)
-            self.lost_bytes += filesz - in_file
+            self._lost_bytes += filesz - in_file
             if in_file:
                 extents.append(_Extent(paddr, paddr + in_file, offset))
         self.ram_runs = merge_runs(ram)
@@ -452,9 +476,10 @@ class _ElfVmcore(Vmcore):
             if start < end:
                 self._extents.append(_Extent(start, end, offset + start - paddr))
                 taken = end
-        # One may be damaged and overlap others. If all do, a small file is a lot of
-        # memory.
-        if not self.live and sum(e.end - e.paddr for e in self._extents) > 2 * size:
+        # One may be damaged and overlap others, and whoever makes a large dump of a
+        # small one may use its pages again. If all do, a small file is a lot of memory.
+        held = sum(extent.end - extent.paddr for extent in self._extents)
+        if not self.live and held > _MAX_SHARED * size:
             raise DumpError("damaged: segments share their data")
         self.data_runs = merge_runs([_pages_of(e.paddr, e.end) for e in self._extents])
         self._starts = [extent.paddr for extent in self._extents]
@@ -626,6 +651,9 @@ class _KdumpVmcore(Vmcore):
         counts = padded.reshape(-1, _RANK_STEP).sum(axis=1, dtype=np.int64)
         self._rank = np.concatenate(([0], np.cumsum(counts)))
         self.dumped_pages = int(self._rank[-1])
+        # Whatever is said to be behind that is damage: no page takes more than this.
+        each = self.page_size + kdump.DESCRIPTOR.itemsize
+        self._most = header.descriptors_offset + (header.max_mapnr + 1) * each
         self._decompress: dict[int, codecs.Decompress] = {}
         self._cache: dict[int, bytes] = {}
 
@@ -645,17 +673,59 @@ class _KdumpVmcore(Vmcore):
             bitmap[end - 1] &= (1 << end_pfn % 8) - 1
         self._bitmap = bitmap
 
+    @property
+    def lost_bytes(self) -> int:
+        return self._lost[0]
+
+    @property
+    def lost_pages(self) -> int:
+        return self._lost[1]
+
+    @functools.cached_property
+    def _lost(self) -> tuple[int, int]:
+        # Bytes and pages. All descriptors are read: 6 MiB for each GiB of pages.
+        assert self.header is not None
+        item = kdump.DESCRIPTOR.itemsize
+        lost = count = 0
+        for first in range(0, self.dumped_pages, _DESCRIPTORS):
+            size = item * min(self.dumped_pages - first, _DESCRIPTORS)
+            try:
+                raw = self._pread(size, self.header.descriptors_offset + item * first)
+            except DumpError:
+                # A bad disk: nothing is known of these.
+                continue
+            whole = len(raw) // item
+            found = np.frombuffer(raw, kdump.DESCRIPTOR, whole)
+            beyond = found[self._is_lost(found)]
+            # Pages of zeros share one.
+            _, at = np.unique(beyond["offset"], return_index=True)
+            lost += int(beyond["size"][at].sum()) + size - len(raw)
+            count += len(beyond) + size // item - whole
+        return lost, count
+
+    def _is_lost(self, descriptors: Any) -> Any:
+        """Whether data is where a file that is not cut short would have it."""
+        sizes = descriptors["size"].astype(np.int64)
+        offsets = descriptors["offset"]
+        # Offsets may be any 64 bits.
+        far = (offsets > self.size - sizes) & (offsets <= self._most - sizes)
+        return far & (sizes > 0) & (sizes <= self.page_size)
+
     def present(self, pfn: int, end_pfn: int) -> Bools:
         has = np.zeros(end_pfn - pfn, np.bool_)
         end = min(end_pfn, len(self._bitmap) * 8)
         if pfn < end:
             has[: end - pfn] = bitmap_slice(self._bitmap, pfn, end)
             assert self.header is not None
-            if self.header.status & kdump.STATUS_INCOMPLETE and has.any():
+            may_lack = self.header.status & kdump.STATUS_INCOMPLETE or self.lost_pages
+            if may_lack and has.any():
                 found = pfn + np.flatnonzero(has)
                 # What cannot be read now is no different when it is wanted.
                 with contextlib.suppress(MissingMemory):
-                    has[found - pfn] = self._descriptors(found)["offset"] != 0
+                    descriptors = self._descriptors(found)
+                    has[found - pfn] = (descriptors["offset"] != 0) & ~self._is_lost(
+                        descriptors
+                    )
         return has
 
     def pages(self, pfns: Pfns) -> Iterator[bytes]:
@@ -677,6 +747,17 @@ class _KdumpVmcore(Vmcore):
             parts.append(page[skip : skip + length])
             paddr += length
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def cut_off(self, paddr: int) -> bool:
+        pfn = paddr // self.page_size
+        if pfn >= len(self._bitmap) * 8 or not bitmap_slice(self._bitmap, pfn, pfn + 1):
+            return False
+        try:
+            (descriptor,) = self._descriptors(np.array([pfn], np.int64))
+        except MissingMemory:
+            # The descriptor itself.
+            return True
+        return bool(self._is_lost(descriptor))
 
     def _descriptors(self, pfns: Pfns) -> Any:
         if not len(pfns):
@@ -711,6 +792,8 @@ class _KdumpVmcore(Vmcore):
         if not offset:
             raise MissingMemory(paddr, "missing from this incomplete dump")
         if not 0 < size <= self.page_size or offset < 0 or offset + size > self.size:
+            if self._is_lost(descriptor):
+                raise MissingMemory(paddr, _CUT)
             raise MissingMemory(paddr, "unreadable: its descriptor is damaged")
         data = self._read_memory(paddr, size, offset)
         if not flags and size == self.page_size:

@@ -186,6 +186,10 @@ class ZramExport(NamedTuple):
     """Those that are there, but may be wrong."""
 
 
+class SeveralDevices(LookupError):
+    """None was named, and there is more than one."""
+
+
 @takes_program_or_default
 def for_each_zram(prog: Program) -> Iterator[Object]:
     """
@@ -275,7 +279,8 @@ def find_zram(prog: Program, name: str | None = None) -> Object:
     if len(used) == 1:
         return devices[used[0]]
     if used:
-        raise LookupError(f"there are several zram devices: {', '.join(used)}")
+        names = ", ".join(used)
+        raise SeveralDevices(f"there are several zram devices: {names}; name one")
     raise LookupError("no zram device is set up")
 
 
@@ -501,15 +506,19 @@ def _print(prog: Program, file: File | None, work: Callable[[File], None]) -> No
 
 
 @takes_program_or_default
-def zram_devices(prog: Program, *, file: File | None = None) -> None:
+def zram_devices(
+    prog: Program, device: str | None = None, *, file: File | None = None
+) -> None:
     """
     Print the zram devices, like zramctl: their size, what was written (DATA), what
     became of it (COMPR), the memory that takes (USED), how much smaller that is
     (RATIO), pages of one repeated word (SAME), pages that did not compress (HUGE), and
     pages on the backing device (WRITTEN).
 
+    :param device: Name of the only one to print.
     :param file: File to print to. Defaults to :data:`sys.stdout`.
-    :raises LookupError: if this kernel has no zram, or it is not understood.
+    :raises LookupError: if there is no such device, or this kernel has no zram, or it
+        is not understood.
     """
 
     def work(out: File) -> None:
@@ -518,27 +527,28 @@ def zram_devices(prog: Program, *, file: File | None = None) -> None:
 
         head = "NAME DISKSIZE ALGORITHM DATA COMPR USED RATIO SAME HUGE WRITTEN STREAMS"
         rows: list[list[object]] = [[*head.split(), "BACKING"]]
-        for zram in for_each_zram(prog):
+        named = device is not None
+        for zram in [find_zram(prog, device)] if named else for_each_zram(prog):
             try:
-                device = zram_device(zram)
+                found = zram_device(zram)
             except FaultError:
                 rows.append([printable(device_name(zram)), _NOT_THERE])
                 continue
-            ratio = device.ratio
+            ratio = found.ratio
             rows.append(
                 [
-                    printable(device.name),
-                    binary_size(device.disksize) if device.disksize else "-",
-                    printable(",".join(device.algorithms)) or "-",
-                    binary_size(device.stored),
-                    binary_size(device.compressed),
-                    binary_size(device.used),
+                    printable(found.name),
+                    binary_size(found.disksize) if found.disksize else "-",
+                    printable(",".join(found.algorithms)) or "-",
+                    binary_size(found.stored),
+                    binary_size(found.compressed),
+                    binary_size(found.used),
                     "-" if ratio is None else f"{ratio:.2f}",
-                    device.same,
-                    device.huge,
-                    device.written_back,
-                    device.streams,
-                    printable(device.backing) or "-",
+                    found.same,
+                    found.huge,
+                    found.written_back,
+                    found.streams,
+                    printable(found.backing) or "-",
                 ]
             )
         if len(rows) == 1:

@@ -16,7 +16,7 @@ from drgn_tools.text import printable
 if TYPE_CHECKING:
     from drgn import Object, Program
 
-    from drgn_tools.zram import ZramExport
+    from drgn_tools.zram import ZramExport, ZramStream
 
 # What of a device can be printed as it is: the option, and what it prints.
 _TEXTS = ("mm-stat", "io-stat", "bd-stat", "block-state")
@@ -33,9 +33,7 @@ Examples:
 @click.command(epilog=_EPILOG)
 @options.dump
 @options.symbols
-@click.option(
-    "--device", metavar="NAME", help="Which one, zram0 for instance, if there are more."
-)
+@click.option("--device", metavar="NAME", help="Only this one, zram0 for instance.")
 @options.output(
     "Write a whole device instead, by FILE's ending: .img or .raw for a sparse image, "
     ".csv for a table of its slots, .pages.csv for one of its pages.",
@@ -72,11 +70,29 @@ def zram(
     memory that takes. Debugging symbols of the kernel, zram and zsmalloc are needed.
 
     \f
-    What is written with -o is a sparse file that can be mounted if there is a file
-    system on the device. Pages that are not in memory are holes, and are listed on
-    standard error with where they are instead.
+    An image is a sparse file that can be mounted if there is a file system on the
+    device. Pages that are not in memory are holes, and are listed on standard error
+    with where they are instead. A table has a row for each slot or page, with commas
+    between the values, and nothing where there is no value.
 
     --streams also says who was compressing when the kernel died.
+
+    --json has what --streams and --pools print, whether they are given or not; only
+    with --streams it has the pages that were compressed last themselves.
+
+    COLUMNS
+
+        DISKSIZE   size of the device
+        ALGORITHM  by priority, if there are several
+        DATA       what was written
+        COMPR      what became of that
+        USED       memory that it takes
+        RATIO      DATA by USED
+        SAME       pages of one repeated word, zeros for instance
+        HUGE       pages that did not compress and are stored as they are
+        WRITTEN    pages on the backing device
+        STREAMS    how many CPUs can compress at a time
+        BACKING    the backing device or file
 
     EXIT STATUS
 
@@ -88,22 +104,27 @@ def zram(
     drgn-tools(1), drgn-tools-swap(1), zramctl(8)
     """
     from drgn_tools.errors import DumpError
+    from drgn_tools.export.endings import format_of
     from drgn_tools.printing import one_line
 
-    chosen = [output is not None, stat is not None, streams, pools, as_json]
+    chosen = [output is not None, stat is not None, streams, pools]
     if sum(chosen) > 1:
         raise click.UsageError(
-            "one of --output, --stat, --streams, --pools and --json at a time"
+            "one of --output, --stat, --streams and --pools at a time"
         )
+    if as_json and (output is not None or stat is not None):
+        raise click.UsageError("--json goes with --streams and --pools alone")
     if output is None and (jobs is not None or force):
         raise click.UsageError("--jobs and --force need --output")
+    image = output is not None and format_of("zram", output) == "image"
+    if jobs is not None and not image:
+        raise click.UsageError("--jobs is for images")
     if output is None and sys.stdout is None:
         raise DumpError("cannot print: standard output is closed")
     program = decoder("program")
     import drgn
 
     from drgn_tools import zram as helpers
-    from drgn_tools.export.endings import format_of
     from drgn_tools.output import check_target
 
     if output is not None:
@@ -114,13 +135,15 @@ def zram(
         if output is not None:
             check_target(output, force, (dump,))
             found = helpers.find_zram(prog, device)
-            if format_of("zram", output) != "image":
+            if not image:
                 helpers.zram_table(found, output, force=force)
                 return 0
             return _exported(
                 helpers.zram_export(found, output, jobs=jobs), output, quiet
             )
         _run(prog, device, stat, streams, pools, as_json)
+    except helpers.SeveralDevices as error:
+        raise DumpError(f"{one_line(error)} with --device") from None
     except (LookupError, ValueError, drgn.FaultError) as error:
         raise DumpError(one_line(error)) from None
     return 0
@@ -138,7 +161,7 @@ def _run(
     from drgn_tools.progress import printed
 
     if as_json:
-        _print_json(prog, device, sys.stdout)
+        _print_json(prog, device, streams, sys.stdout)
         return
     with printed() as out:
         if stat is not None:
@@ -149,7 +172,7 @@ def _run(
         elif pools:
             helpers.zram_pools(prog, device, file=out)
         else:
-            helpers.zram_devices(prog, file=out)
+            helpers.zram_devices(prog, device, file=out)
 
 
 # What is missing, one line each; the rest is in --json's list.
@@ -170,31 +193,31 @@ def _exported(result: ZramExport, path: str, quiet: bool) -> int:
     return 1 if count else 0
 
 
-def _print_json(prog: Program, device: str | None, out: TextIO) -> None:
+def _print_json(prog: Program, device: str | None, streams: bool, out: TextIO) -> None:
     from drgn_tools import zram as helpers
 
     if device is None:
         devices = list(helpers.for_each_zram(prog))
     else:
         devices = [helpers.find_zram(prog, device)]
-    json.dump({"devices": [_device(zram) for zram in devices]}, out)
+    json.dump({"devices": [_device(zram, streams) for zram in devices]}, out)
     out.write("\n")
 
 
-def _device(zram: Object) -> dict[str, Any]:
+def _device(zram: Object, streams: bool) -> dict[str, Any]:
     from drgn import FaultError
 
     from drgn_tools import zram as helpers
     from drgn_tools.printing import one_line
 
     try:
-        return _told(zram)
+        return _told(zram, streams)
     except FaultError as error:
         # Not in the dump, as one line; others may be.
         return {"name": helpers.device_name(zram), "error": one_line(error)}
 
 
-def _told(zram: Object) -> dict[str, Any]:
+def _told(zram: Object, streams: bool) -> dict[str, Any]:
     from drgn_tools import zram as helpers
     from drgn_tools.progress import Progress
     from drgn_tools.zram_table import where
@@ -214,8 +237,14 @@ def _told(zram: Object) -> dict[str, Any]:
         "ratio": device.ratio,
         "slots": kinds,
         "last_compressed": [
-            {**stream._asdict(), "data": stream.data and stream.data.hex()}
-            for stream in helpers.for_each_zram_stream(zram)
+            _stream(stream, streams) for stream in helpers.for_each_zram_stream(zram)
         ],
         "classes": [class_._asdict() for class_ in zs_classes(where(zram, "mem_pool"))],
     }
+
+
+def _stream(stream: ZramStream, with_data: bool) -> dict[str, Any]:
+    # Pages are what users' programs had in memory, and long.
+    told = stream._asdict()
+    data = told.pop("data")
+    return {**told, "data": data and data.hex()} if with_data else told

@@ -22,6 +22,20 @@ _CONTROL = re.compile(rb"\x1b(\[[0-9;?]*[A-Za-z]|[=>])|\r|\x07")
 _PATIENCE = 180.0
 
 
+def rest(pid: int, terminal: int) -> bytes:
+    """What a process still writes to its terminal until it ends."""
+    said = b""
+    while True:
+        try:
+            piece = os.read(terminal, 4096)
+        except OSError:
+            break
+        said += piece
+    os.waitpid(pid, 0)
+    os.close(terminal)
+    return said
+
+
 class Terminal:
     """A process whose terminal is wide enough for any line."""
 

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import zstandard
 
+from drgn_tools.errors import MissingMemory
 from drgn_tools.vmcore import open_vmcore
 from tests.command import (
     COMMAND,
@@ -207,7 +208,7 @@ def test_data_cut_short(machine: Machine, tmp_path: Path, room: Path) -> None:
     write_elf(path, machine.loads()[1:], machine.notes())
     os.truncate(path, path.stat().st_size - MIB)
     line = refused(path, room)
-    assert "cut short" in line and "1024 KiB" in line and "--partial" in line
+    assert "cut short" in line and "1.0 MiB" in line and "--partial" in line
 
     out = room / "out"
     said = assert_done(drgn_tools("extract", "--partial", "-d", "0", path, out))
@@ -250,20 +251,42 @@ def test_kdump_cut_short(machine: Machine, tmp_path: Path, room: Path) -> None:
     machine.loads()
     pages = {pfn: machine.page(pfn) for pfn in machine.pfns()}
     write_kdump(path, pages, machine.notes())
-    os.truncate(path, path.stat().st_size - PAGE)
+    cut = path.stat().st_size - PAGE
+    places = read_kdump(path).places
+    lost = {pfn for pfn, (at, size, _) in places.items() if at + size > cut}
+    os.truncate(path, cut)
+    line = refused(path, room)
+    assert "cut short" in line and "--partial" in line
     for jobs in ("1", "2"):
         out = room / jobs
-        outcome = drgn_tools("extract", "-d0", "--jobs", jobs, path, out)
-        assert outcome.status == 1
-        assert "1 pages could not be read" in outcome.stderr.splitlines()[-1]
-        assert "damaged" in outcome.stderr.splitlines()[-1]
+        command = ("extract", "--partial", "-d0", "--jobs", jobs, path, out)
+        assert f"{len(lost)} pages are missing" in assert_done(drgn_tools(*command))
         found = read_kdump(out)
         assert found.status & 0x8
         # All but the one whose data is gone.
         assert len(found.pages) == len(pages) - 1
         assert found.pages.items() <= pages.items()
     assert sorted(os.listdir(room)) == ["1", "2"]
-    assert_done(drgn_tools("info", path))
+    told = drgn_tools("info", path)
+    assert_done(told)
+    assert "cut short by " in told.stdout
+    with open_vmcore(str(path)) as vmcore:
+        assert vmcore.lost_pages == len(lost)
+        assert vmcore.lost_bytes == sum(places[pfn][1] for pfn in lost)
+        with pytest.raises(MissingMemory, match="end of the file: the dump is cut"):
+            vmcore.read(max(lost) * PAGE, 8)
+
+
+def test_kdump_cut_in_its_descriptors(machine: Machine, tmp_path: Path) -> None:
+    path = tmp_path / "in"
+    pages = {pfn: b"%04d" % pfn * (PAGE // 4) for pfn in range(40)}
+    places = write_kdump(path, pages, machine.notes())
+    os.truncate(path, places.descriptors + 24 * 10)
+    with open_vmcore(str(path)) as vmcore:
+        assert vmcore.lost_pages == 40
+        assert not vmcore.present(0, 10).any()
+        with pytest.raises(MissingMemory, match="the dump is cut short"):
+            vmcore.read(20 * PAGE, 8)
 
 
 # --- VMCOREINFO -------------------------------------------------------------------
@@ -438,7 +461,8 @@ def test_garbage_text(
 
 
 def test_log_and_names_do_not_drive_the_terminal(tmp_path: Path) -> None:
-    log = [(1, "Kernel panic - not syncing: \x1b[2J\x07\u202eboo\x9b")]
+    died = "CPU: 1 PID: 7 Comm: e\x1b[2Jvil\x07\u202e Tainted: \x1b[2J 7.2.0"
+    log = [(1, "Kernel panic - not syncing: \x1b[2J\x07\u202eboo\x9b"), (2, died)]
     machine = Machine(ram=((0, 6 * MIB),), log=log)
     names = b"".join(b"n\x1b[2J\nr\xff".ljust(65, b"\0") for _ in range(6))
     uts = int(machine.keys["SYMBOL(init_uts_ns)"], 16) - machine.text
@@ -450,7 +474,9 @@ def test_log_and_names_do_not_drive_the_terminal(tmp_path: Path) -> None:
         assert_done(outcome)
         assert "boo" in outcome.stdout
         assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(outcome.stdout)
-        assert len(outcome.stdout.splitlines()) == 13
+        assert "vil" in outcome.stdout and "[7] on CPU 1" in outcome.stdout
+        # With uptime, task and taint.
+        assert len(outcome.stdout.splitlines()) == 16
 
 
 # --- outputs ----------------------------------------------------------------------

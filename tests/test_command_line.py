@@ -21,6 +21,7 @@ from drgn_tools.__main__ import GROUPS, commands
 from drgn_tools.debug_packages import debug_package
 from drgn_tools.oprofile_text import COLUMNS
 from drgn_tools.pages import CLASSES_BY_LABEL
+from drgn_tools.text import binary_size
 from tests.command import (
     COMMAND,
     ROOT,
@@ -30,6 +31,7 @@ from tests.command import (
     environment,
 )
 from tests.synthetic import MIB, Machine, read_kdump, write_elf
+from tests.terminal import rest
 
 CONTEXT = click.Context(commands, info_name="drgn-tools")
 NAMES = commands.list_commands(CONTEXT)
@@ -130,7 +132,7 @@ def test_exit_status(name: str, dump: Path, tmp_path: Path) -> None:
     assert_refused(drgn_tools(name, dump, "-o"), 2)
     if name != "extract":
         assert_refused(drgn_tools(name), 2)
-    out = ["-fo", tmp_path / "out"] if name in ("extract", "report") else []
+    out = ["-fo", tmp_path / "out.html"] if name in ("extract", "report") else []
     text = tmp_path / "text"
     text.write_text("no dump\n")
     for wrong in (tmp_path / "nowhere", text):
@@ -174,7 +176,34 @@ def test_info_as_json(dump: Path) -> None:
     lines = drgn_tools("info", dump).stdout.splitlines()
     by_label = dict(re.split(r": +", line, maxsplit=1) for line in lines)
     assert by_label["release"] == told["release"]
-    assert by_label["memory"] == "6.0 MiB in 1 ranges"
+    assert by_label["memory"] == "6.0 MiB in 1 range"
+
+
+def test_what_was_written_is_said(dump: Path, tmp_path: Path) -> None:
+    words: tuple[object, ...]
+    for words in (("dmesg", "-o"), ("pages", "--image"), ("report", "-o")):
+        out = tmp_path / f"{words[0]}.html"
+        if words[0] == "pages":
+            out = out.with_suffix(".svg")
+        command = (words[0], dump, words[1], out)
+        said = drgn_tools(*command).stderr.splitlines()
+        assert said[-1] == f"{out}: {binary_size(out.stat().st_size)}"
+        quiet = drgn_tools(*command, "-f", "-q").stderr
+        assert str(out) not in quiet
+
+
+def test_dry_run_says_what_would_be(dump: Path, tmp_path: Path) -> None:
+    for words, name in (((), "standard output"), ((tmp_path / "a",), tmp_path / "a")):
+        done = drgn_tools("extract", "--dry-run", dump, *words)
+        assert_done(done)
+        assert f"\n{name} would be " in done.stderr
+    assert not (tmp_path / "a").exists()
+
+
+def test_wrong_options_are_one_sentence(dump: Path) -> None:
+    line = assert_refused(drgn_tools("info", "--foo", dump), 2)
+    assert "--foo" in line and line.endswith(" (see drgn-tools info --help)\n")
+    assert ". (" not in line
 
 
 def test_extract_as_json(dump: Path, tmp_path: Path) -> None:
@@ -215,7 +244,7 @@ def test_quiet(dump: Path, tmp_path: Path) -> None:
 def test_dmesg_to_a_file(dump: Path, tmp_path: Path) -> None:
     out = tmp_path / "log"
     printed = drgn_tools("dmesg", dump).stdout
-    done = drgn_tools("dmesg", dump, "-o", out)
+    done = drgn_tools("dmesg", dump, "-q", "-o", out)
     assert (done.status, done.stdout, done.stderr) == (0, "", "")
     assert out.read_text() == printed
     assert "-f replaces it" in assert_refused(drgn_tools("dmesg", dump, "-o", out))
@@ -262,16 +291,7 @@ def on_a_terminal(*arguments: object, **changes: str) -> str:
     pid, terminal = pty.fork()
     if not pid:
         os.execve(COMMAND[0], [*COMMAND, *map(str, arguments)], env)
-    said = b""
-    while True:
-        try:
-            piece = os.read(terminal, 4096)
-        except OSError:
-            break
-        said += piece
-    os.waitpid(pid, 0)
-    os.close(terminal)
-    return said.decode()
+    return rest(pid, terminal).decode()
 
 
 @pytest.mark.parametrize(

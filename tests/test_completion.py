@@ -14,6 +14,7 @@ import pytest
 
 from drgn_tools.__main__ import commands
 from tests.command import ROOT
+from tests.terminal import rest
 from tests.test_command_line import CONTEXT, NAMES, assert_imports_little
 
 FILES = ROOT / "contrib/completion"
@@ -67,15 +68,7 @@ def typed(shell: str, home: Path, line: str) -> list[str]:
     # ^A goes to the line's start: what was completed becomes something to print.
     keys = f"{settings}\n{line}\t\x01{_SHOW} \n echo {_END[:4]}''{_END[4:]}; exit\n"
     os.write(terminal, keys.encode())
-    said = b""
-    while True:
-        try:
-            piece = os.read(terminal, 4096)
-        except OSError:
-            break
-        said += piece
-    os.waitpid(pid, 0)
-    os.close(terminal)
+    said = rest(pid, terminal)
     assert _END.encode() in said, said
     lines = said.decode().splitlines()
     return [one[1:-1] for one in lines if one[:1] == "<" and one[-1:] == ">"]
@@ -107,6 +100,7 @@ CASES = {
     "drgn-tools oprofile --by image,sy": "image,symbol",
     "drgn-tools info vmc": "vmcore.kdump",
     "drgn-tools zram --symbols sym": "symbols/",
+    "drgn-tools zram -s sym": "symbols/",
     "drgn-tools zram -o vmc": "vmcore.kdump",
     "drgn-tools pstore --raw vmc": "vmcore.kdump",
 }

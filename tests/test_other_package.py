@@ -6,13 +6,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 import venv
 from collections.abc import Callable
 from pathlib import Path
 
 import drgn
 import pytest
+
+import drgn_tools
 
 from .command import ROOT, environment
 
@@ -131,15 +132,19 @@ def test_one_line_tells_of_it(case: str, place: Place, core: Path) -> None:
     # drgn's -q is about warnings, too.
     assert "Oracle" not in place.run("-m", "drgn", "-q", *options).stderr
 
-    script = "import _drgn_tools; _drgn_tools.drgn_tools()"
-    done = place.run("-c", script, "verify", core.parent / "none")
-    assert (done.returncode, done.stdout) == (1, "")
-    *warning, error = (
-        done.stderr.splitlines() if works else [*done.stderr.splitlines(), ""]
-    )
-    assert len(warning) == bool(in_command) and in_command in "".join(warning)
-    assert all(line.startswith("drgn-tools: warning: ") for line in warning)
-    assert error.startswith("drgn-tools: ") == works
+    none = core.parent / "none"
+    for program, arguments in (
+        ("drgn_tools", ["verify", none]),
+        ("drgn_makedumpfile", [none, core.parent / "out"]),
+    ):
+        script = f"import _drgn_tools; _drgn_tools.{program}()"
+        done = place.run("-c", script, *arguments)
+        assert done.returncode == 1
+        lines = done.stderr.splitlines()
+        if works:
+            assert lines.pop().startswith(program.replace("_", "-") + ": ")
+        assert len(lines) == bool(in_command) and in_command in "".join(lines)
+        assert all(line.startswith("drgn-tools: warning: ") for line in lines)
 
 
 def test_processes_have_nothing_to_do_with_it(place: Place) -> None:
@@ -155,4 +160,4 @@ def test_the_import_name_is_all_they_share() -> None:
     """So that the heart of theirs tells which it is."""
     names = {path.stem for path in (ROOT / "drgn_tools").iterdir()}
     assert not names & set(MODULES) and "_plugin" in names
-    assert sys.modules["drgn_tools"].__path__ == [str(ROOT / "drgn_tools")]
+    assert [*drgn_tools.__path__] == [str(ROOT / "drgn_tools")]

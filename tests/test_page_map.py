@@ -622,6 +622,8 @@ def test_what_is_not_in_the_dump_is_pale(mixed: Made, tmp_path: Path) -> None:
     whole = picture(page_map_of(mixed.path))
     assert "pale: not in the dump" in shown.texts
     assert "pale: not in the dump" not in whole.texts
+    # Nor does it look as if it were a class: the sample has no colour of its own.
+    assert shown.legend["none"] == "pale: not in the dump"
 
     def channels(colour: str) -> tuple[int, ...]:
         return tuple(bytes.fromhex(colour[1:]))

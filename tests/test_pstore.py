@@ -260,9 +260,11 @@ def test_reserved_memory_is_named_and_old_logs_are_read(
     table = printed(pstore.pstore_zones, kernel)
     assert table.count("reserved memory and not in this dump") == 1
     assert printed(pstore.pstore_ftrace, kernel).splitlines() == lines
-    assert "reserved memory" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "reserved memory" in said and "nothing is of this kernel" not in said
+    assert "one before this kernel, whose own records, if any, cannot be read" in said
     assert printed(pstore.pstore_console, kernel) == "old console\n"
-    assert "earlier boot" in capsys.readouterr().err
+    assert "earlier boot: this kernel's cannot be read" in capsys.readouterr().err
     assert "old\n" in printed(pstore.pstore_dmesg, kernel)
 
 
@@ -727,8 +729,70 @@ def test_all_as_text_and_json(era: str, capsys: pytest.CaptureFixture[str]) -> N
     assert len(data["ftrace"]["records"]) == len(lines)
     assert data["ftrace"]["boots"][0]["this_kernel"]
     out = io.StringIO()
-    pstore._print_json(kernel.prog, found, -1, out)
-    assert json.loads(out.getvalue())["ftrace"]["records"] == []
+    pstore._print_json(kernel.prog, found, None, out, 3, ("ftrace", "pmsg"))
+    some = json.loads(out.getvalue())
+    assert set(some) == set(data) - {"zones", "dmesg", "console"}
+    assert some["ftrace"]["records"] == data["ftrace"]["records"][-3:]
+    for print_it in (pstore._print_all, pstore._print_json):
+        out = io.StringIO()
+        with pytest.raises(DumpError, match=r"it has boots 0$"):
+            print_it(kernel.prog, found, -1, out)
+        assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize(("count", "boot"), [(0, -1), (1, None)])
+def test_which_boot_a_log_is_of(count: int, boot: int | None) -> None:
+    """The region still has what earlier boots wrote: old_log tells."""
+    kernel = FakeKernel()
+    logs = [oops(b"one\n", 1), oops(b"two\n", 2), oops(b"three\n", 3)]
+    zones = [written(4096, logs[0]), written(4096, logs[1]), written(4096, logs[2])]
+    console = written(4096, b"now\n")
+    kernel.ramoops(
+        [*(("dmesg", ring.image()) for ring in zones), ("console", console.image())],
+        # The second was written over what was there at boot.
+        old_logs={0: logs[0], 1: oops(b"old\n", 0), 3: b"before\n"},
+    )
+    kernel.variable("oopscount", "u32", "fs/pstore/platform.c", count)
+    found = {
+        r.text.split(b"\n")[-2]: r for r in pstore.for_each_pstore_record(kernel.prog)
+    }
+    assert {text: record.boot for text, record in found.items()} == {
+        b"one": boot,
+        b"two": 0,
+        b"three": 0,
+        b"old": boot,
+        b"now": 0,
+        b"before": -1,
+    }
+    text = printed(pstore.pstore_dmesg, kernel)
+    title = "live" if boot is None else "an earlier boot"
+    assert f", {title}, Oops#1 Part1, 1970-01-01 00:00:01" in text
+    assert ", this boot, Oops#1 Part1, 1970-01-01 00:00:02" in text
+
+
+def test_a_selection_as_text() -> None:
+    kernel, lines = full("6.12", 2, 16, 50)
+    found = pstore_memory.read_pstore(kernel.prog)
+
+    def shown(*only: str, last: int | None = None) -> str:
+        out = io.StringIO()
+        pstore._print_all(kernel.prog, found, 0, out, last, only)
+        return out.getvalue()
+
+    trace = f"== ftrace: boot 0, {len(lines)} records"
+    assert shown("ftrace", last=2).splitlines() == [f"{trace}, the last 2", *lines[-2:]]
+    assert shown("ftrace", last=99).splitlines() == [trace, *lines]
+    zones = shown("zones").splitlines()
+    assert zones[-1] == "1 empty: dmesg 2" and len(zones) == 8
+    assert (
+        shown("dmesg")
+        == "\n\n".join(
+            printed(pstore.pstore_dmesg, kernel).rstrip().split("\n== ")
+        ).replace("\n\n", "\n\n== ")
+        + "\n"
+    )
+    assert shown("console").count("== ") == shown("pmsg").count("== ") == 1
+    assert shown("zones", "pmsg").count("\n== ") == 1
 
 
 def test_the_command_on_what_it_cannot_use(core: Path, tmp_path: Path) -> None:

@@ -192,6 +192,9 @@ def test_symbols_of_a_vmlinux(tmp_path: Path) -> None:
         (["--raw", "{region}", "--symbols", "x", "--symbols", "y"], 2),
         (["--raw", "{region}", "--layout", "nonsense"], 2),
         (["--raw", "{region}", "--boot", "first"], 2),
+        (["--raw", "{region}", "--only", "first"], 2),
+        (["--raw", "{region}", "--only", "dmesg", "--last", "1"], 2),
+        (["--raw", "{region}", "--only", "ftrace", "-o", "x.dat"], 2),
         (["--raw", "{region}", "--layout", "record_size=1g"], 1),
         (["--raw", "/does/not/exist"], 1),
         (["--raw", "/"], 1),
@@ -210,6 +213,56 @@ def test_failures(tmp_path: Path, arguments: list[str], status: int) -> None:
         files[name].write_bytes(content)
     wanted = [argument.format(**files) for argument in arguments]
     assert_refused(drgn_tools("pstore", *wanted), status)
+
+
+def test_selection(tmp_path: Path) -> None:
+    path = write_region(tmp_path / "region", [0, 0x2000000])
+
+    def shown(*arguments: str) -> str:
+        outcome = drgn_tools("pstore", "--raw", path, *arguments)
+        assert_done(outcome)
+        return outcome.stdout
+
+    every = shown("--boot", "all")
+    ftrace = every[every.index("== ftrace") :]
+    assert shown("--boot", "all", "--only", "ftrace") == ftrace
+    last = shown("--only=ftrace", "--last=3", "--boot=-1").splitlines()
+    assert last[0] == "== ftrace: boot -1, 100 records, the last 3"
+    assert last[1:] == ftrace.split("\n== ")[0].splitlines()[-3:]
+    both = shown("--only", "pmsg,dmesg")
+    assert both == shown("--only", "dmesg", "--only", "pmsg")
+    assert [line[:8] for line in both.splitlines() if line[:2] == "=="] == [
+        *("== dmesg", "== dmesg"),
+        "== pmsg ",
+    ]
+    document = json.loads(shown("--json", "--only", "zones"))
+    assert set(document) == {"layout", "version", "notes", "zones"}
+    table = every[: every.index("\n\n")].splitlines()[1:]
+    told = shown("--layout", LAYOUT, "--only", "zones").splitlines()[1:]
+    assert len(document["zones"]) == len(table) == 6, table
+    assert told == table
+
+
+def test_boots_that_are_not_there(tmp_path: Path) -> None:
+    path = write_region(tmp_path / "region", [0, 0x2000000])
+    written = tmp_path / "a.dat"
+    for more in ([], ["--json"], ["-o", written]):
+        for boot in ("-5", "1"):
+            argv = ["pstore", "--raw", path, "--boot", boot, *more]
+            said = assert_refused(drgn_tools(*argv))
+            assert said.endswith("in the function trace; it has boots 0, -1\n")
+    assert not written.exists()
+
+
+def test_what_was_written_is_said(tmp_path: Path) -> None:
+    path = write_region(tmp_path / "region", [0, 0x2000000])
+    written = tmp_path / "a.dat"
+    argv = ["pstore", "--raw", path, "--boot", "all", "-f", "-o", written]
+    outcome = drgn_tools(*argv)
+    assert (outcome.status, outcome.stdout) == (0, "")
+    assert outcome.stderr == f"{written}: 200 records of boots 0, -1\n"
+    outcome = drgn_tools(*argv, "--last", "1", "-q")
+    assert (outcome.status, outcome.stdout, outcome.stderr) == (0, "", "")
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

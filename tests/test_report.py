@@ -393,15 +393,18 @@ def test_everything_is_printed(tmp_path: Path) -> None:
 def test_command_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
     no_dump = tmp_path / "no-dump"
     no_dump.write_bytes(b"no dump at all" * 1000)
+    no_page = tmp_path / "no-dump.html"
+    no_page.write_bytes(b"no dump at all")
     page_path = tmp_path / "report.html"
     page_path.write_text("old")
     for arguments, why in (
         ((tmp_path / "none", "-o", tmp_path / "new.html"), "No such file"),
         ((no_dump, "-o", tmp_path / "new.html"), "no-dump"),
         ((no_dump, "-o", page_path), "exists"),
-        ((no_dump, "-f", "-o", no_dump), "the input itself"),
+        ((no_page, "-f", "-o", no_page), "the input itself"),
         ((no_dump, "-o", tmp_path / "no" / "such.html"), "No such file"),
     ):
         assert why in assert_refused(drgn_tools_forked("report", *arguments))
     assert page_path.read_text() == "old"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["no-dump", "report.html"]
+    names = ["no-dump", "no-dump.html", "report.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names

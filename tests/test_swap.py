@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cramjam
+import drgn.commands
 import pytest
 from drgn import FaultError, Object
 
-from drgn_tools import mappings, swap, swap_areas, zram
+from drgn_tools import mappings, session, swap, swap_areas, swap_commands, zram
 
 from . import command
 from .pstore_kernel import KERNEL
@@ -689,13 +690,81 @@ def test_what_is_printed(kernel: SwapKernel, monkeypatch: pytest.MonkeyPatch) ->
     assert lines[0] == "task 7 (a\\x1b[31m)"
     assert lines[2].split() == ["1", "zram"]
     assert lines[-2].split() == [
-        "7f0000000000",
-        "7f0000001000",
+        "0x7f0000000000",
+        "0x7f0000001000",
         "1",
         "zram",
         "zram0",
         "50",
     ]
+
+
+def test_no_note_and_no_blanks(
+    kernel: SwapKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of untouched pages; others' notes stay."""
+    task = kernel.task
+    kernel.swap_out(START, 50)
+    kernel.entry(START + PAGE, swap_word(29, 1 << 20))
+    monkeypatch.setattr("drgn.helpers.linux.pid.find_task", lambda prog, pid: task)
+    out = io.StringIO()
+    swap.swap_where(kernel.prog, 7, file=out)
+    lines = out.getvalue().split("\n")
+    assert lines == [line.rstrip() for line in lines]
+    (untouched,) = (line for line in lines[5:] if "untouched" in line)
+    assert untouched.split()[3:] == ["untouched", "-", "-"]
+    (noted,) = (one.note for one in swap.swap_map(task) if one.start == START + PAGE)
+    assert noted and any(line.endswith(f"  {noted}") for line in lines)
+
+
+def test_nothing_is_swapped_out(
+    kernel: SwapKernel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("drgn.helpers.linux.pid.for_each_task", lambda prog: iter(()))
+    out = io.StringIO()
+    swap.swap_tasks(kernel.prog, file=out)
+    told = ("", "swap: no task has memory in swap\n")
+    assert (out.getvalue(), capsys.readouterr()) == ("", told)
+
+
+def test_nothing_is_mapped(kernel: SwapKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = kernel.task
+    monkeypatch.setattr("drgn.helpers.linux.pid.find_task", lambda prog, pid: task)
+    out, behind = io.StringIO(), START + 512 * PAGE
+    with pytest.raises(LookupError, match=r"mapped at 0x1000-0x2000$"):
+        swap.swap_where(kernel.prog, 7, address=0x1000, size=0x1000, file=out)
+    with pytest.raises(LookupError, match=rf"mapped at {behind:#x} or behind it$"):
+        swap.swap_where(kernel.prog, 7, address=behind, file=out)
+    assert not out.getvalue()
+
+
+def test_addresses_and_sizes() -> None:
+    """Of a session's command, and of ours."""
+    parse = session.helper_command("swap_where", swap.swap_where)._parser.parse_args
+    for address, size, numbers in (
+        ("27622000", "4096", (0x27622000, 4096)),
+        ("0x7f11d0174000", "0x10000", (0x7F11D0174000, 65536)),
+        ("7F11d0174000", "64k", (0x7F11D0174000, 65536)),
+        ("0", "2M", (0, 2 << 20)),
+        ("b", "1g", (11, 1 << 30)),
+    ):
+        given = ["--address", address, "--size", size]
+        args = parse(["200", *given])
+        assert (args.pid, args.address, args.size) == (200, *numbers)
+        made = swap_commands.swap.make_context("swap", ["dump", "--pid=1", *given])
+        assert (made.params["address"], made.params["size"]) == numbers
+    for wrong, told in (
+        ("abc", "pid: invalid int value"),
+        ("0x200", "pid: invalid int value"),
+        ("200 --address x", "'x' is no address"),
+        ("200 --address 0x", "'0x' is no address"),
+        (f"200 --address {'f' * 17}", "is no address"),
+        ("200 --size 7f", "'7f' is no size"),
+    ):
+        with pytest.raises(drgn.commands.CommandArgumentError, match=told):
+            parse(wrong.split())
 
 
 def test_nothing_to_read(kernel: SwapKernel) -> None:
@@ -936,6 +1005,8 @@ def test_command_lines(tmp_path: Path) -> None:
         ([dump, "--pid", "1", "--size", "1"], 2),
         ([dump, "--pid", "1", "--address", "-1"], 2),
         ([dump, "--pid", "1", "--address", "x"], 2),
+        ([dump, "--pid", "1", "--address=1", "--size", "7k"], 1),
+        ([dump, "--pid", "1", "--address=1", "--size", "7f0h"], 2),
         ([dump, "--pid", "1", "-o", "file"], 2),
         ([dump, "--pid", "1", "--address=1", "--size=1", "-o", "file", "--json"], 2),
         ([dump, "--pid", "1"], 1),

@@ -385,6 +385,9 @@ def test_text() -> None:
     kernel.streams([b"", b""])
     table = printed(zram.zram_devices, kernel).splitlines()
     assert table[1].split()[:4] == ["zram0", "256.0", "KiB", "lz4"]
+    assert printed(zram.zram_devices, kernel, "zram0").splitlines() == table
+    with pytest.raises(LookupError, match="no zram device zram7; there is zram0"):
+        printed(zram.zram_devices, kernel, "zram7")
     pools = printed(zram.zram_pools, kernel)
     assert pools.splitlines()[0].startswith("POOL")
     with pytest.raises(LookupError, match="no zram device zram7; there is zram0"):
@@ -554,7 +557,9 @@ def test_the_command_is_a_line_when_it_fails(tmp_path: Path) -> None:
     for arguments, status in (
         (["zram"], 2),
         (["zram", "dump", "--jobs", "2"], 2),
-        (["zram", "dump", "--json", "--streams"], 2),
+        (["zram", "dump", "--json", "--stat", "mm-stat"], 2),
+        (["zram", "dump", "--pools", "--streams"], 2),
+        (["zram", str(tmp_path / "dump"), "--json", "--streams"], 1),
         (["zram", "dump", "--stat", "what"], 2),
         (["zram", str(tmp_path / "dump")], 1),
         (["zram", str(tmp_path / "none")], 1),

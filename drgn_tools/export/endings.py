@@ -17,6 +17,7 @@ ENDINGS: dict[str, dict[str, str]] = {
         ".pb.gz": "pprof",
     },
     "pstore": _TRACES,
+    "report": {".html": "html", ".htm": "html"},
     "zram": {
         ".pages.csv": "pages",
         ".csv": "slots",

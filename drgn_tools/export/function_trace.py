@@ -21,6 +21,7 @@ from drgn_tools.errors import DumpError
 from drgn_tools.export import perfetto, trace_dat
 from drgn_tools.print_fmt import Field
 from drgn_tools.pstore_records import FtraceArray, FtraceFormat, Name
+from drgn_tools.text import printable
 
 # More than any kernel can have: what else a record says is damage.
 _MAX_CPUS = 1 << 13
@@ -80,6 +81,16 @@ def write(path: str, kind: str, boots: Sequence[Boot], fmt: FtraceFormat) -> lis
     count = sum(len(boot.records) for boot in boots)
     count -= sum(len(boot.records) for boot in kept)
     return [f"{count} records of CPUs that there cannot be"] * bool(count)
+
+
+def summary(path: str, boots: Sequence[Boot]) -> str:
+    """What was written, in one line."""
+    count = sum(len(boot.records) for boot in boots)
+    numbers = ", ".join(str(boot.number) for boot in boots)
+    return printable(
+        f"{path}: {count} record{'s' * (count != 1)} of "
+        f"boot{'s' * (len(boots) != 1)} {numbers}"
+    )
 
 
 def _of_cpus(boot: Boot) -> Boot:

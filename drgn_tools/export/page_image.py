@@ -59,6 +59,8 @@ COLOURS = {
 _INK, _FAINT, _PAPER = 0x222222, 0x777777, 0xFFFFFF
 # How much white is in the colour of what is not in the dump.
 _PALE = 0.65
+# Kinds that stand for all that are pale: they share a sample.
+_SAMPLES = (PageClass.KERNEL, PageClass.CACHE, PageClass.ANON)
 
 # Pixels. The map is as wide whatever there is to show, and about as high.
 _WIDTH = 1024
@@ -140,7 +142,8 @@ def page_png(page_map: PageMap) -> bytes:
         row, column = divmod(number, _COLUMNS)
         x, y = map_x + column * (_WIDTH // _COLUMNS), legend_y + row * _LINE
         box(x, y, _SWATCH, _SWATCH, _FAINT)
-        box(x + 1, y + 1, _SWATCH - 2, _SWATCH - 2, entry.colour)
+        for place, width, colour in _stripes(entry.colours):
+            box(x + 1 + place, y + 1, width, _SWATCH - 2, colour)
         write(x + _SWATCH + 8, y, entry.label)
         write(x + _SIZE_END - font.WIDTH * len(entry.size), y, entry.size)
         write(x + _SHARE_END - font.WIDTH * len(entry.share), y, entry.share)
@@ -196,9 +199,17 @@ def page_svg(page_map: PageMap, width: int | None = None) -> str:
     for number, entry in enumerate(legend):
         row, column = divmod(number, _COLUMNS)
         x, y = map_x + column * (_WIDTH // _COLUMNS), legend_y + row * _LINE
+        # The frame last: the text follows it.
+        first, *more = entry.colours
+        out += [
+            f'<path d="M{x + 1 + place} {y + 1}h{width}v{_SWATCH - 2}h-{width}z" '
+            f'fill="{_css(colour)}"/>'
+            for place, width, colour in _stripes(entry.colours)
+            if more
+        ]
         out.append(
             f'<rect x="{x + 0.5}" y="{y + 0.5}" width="{_SWATCH - 1}" '
-            f'height="{_SWATCH - 1}" fill="{_css(entry.colour)}" '
+            f'height="{_SWATCH - 1}" fill="{"none" if more else _css(first)}" '
             f'stroke="{_css(_FAINT)}"/>'
             f'<text x="{x + _SWATCH + 8}" y="{y + 12}">{escape(entry.label)}</text>'
             f'<text x="{x + _SIZE_END}" y="{y + 12}" text-anchor="end">'
@@ -210,11 +221,12 @@ def page_svg(page_map: PageMap, width: int | None = None) -> str:
     return "\n".join(out)
 
 
-def save(page_map: PageMap, path: str) -> None:
+def save(page_map: PageMap, path: str) -> int:
     """
     Write the picture to a file that has its name once it is whole.
 
     :param path: ends with ``.svg``, or the picture is a PNG.
+    :return: how many bytes it has.
     :raises DumpError: if it cannot be written.
     """
     svg = path.endswith(".svg")
@@ -222,6 +234,7 @@ def save(page_map: PageMap, path: str) -> None:
     with files(path) as (file,):
         file.write(data, 0)
         file.finish(len(data))
+    return len(data)
 
 
 def colour_of(square: int) -> int:
@@ -294,7 +307,7 @@ def _title(page_map: PageMap, layout: _Layout) -> tuple[str, str]:
 
 class _Entry(NamedTuple):
     # A line of the legend.
-    colour: int
+    colours: tuple[int, ...]
     label: str
     size: str = ""
     share: str = ""
@@ -305,14 +318,21 @@ def _legend(page_map: PageMap) -> list[_Entry]:
 
     def entry(total: Total, share: str = "") -> _Entry:
         size = binary_size(total.pages * page_map.page_size)
-        return _Entry(colour_of(total.kind), total.label, size, share)
+        return _Entry((colour_of(total.kind),), total.label, size, share)
 
     legend = [entry(total, percent(total.pages, every)) for total in page_map.classes]
     legend += [entry(total) for total in page_map.beside]
     if page_map.filtered:
-        pale = colour_of(PageClass.KERNEL | LEFT_OUT)
+        # Several: one alone might be taken for a class of its own.
+        pale = tuple(colour_of(kind | LEFT_OUT) for kind in _SAMPLES)
         legend.append(_Entry(pale, "pale: not in the dump"))
     return legend
+
+
+def _stripes(colours: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    # Places, widths and colours within a sample.
+    width = (_SWATCH - 2) // len(colours)
+    return [(width * number, width, colour) for number, colour in enumerate(colours)]
 
 
 def _layout(page_map: PageMap) -> _Layout:

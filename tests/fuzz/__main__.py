@@ -20,7 +20,9 @@ from pathlib import Path
 from tests.fuzz import readers, runner
 from tests.fuzz.readers import READERS
 
-_HEADINGS = ("reader", "inputs", "seconds", "per s", "edges", "slowest", "findings")
+_HEADINGS = (
+    *("reader", "inputs", "seconds", "per s", "edges", "slowest", "memory", "findings"),
+)
 
 
 def rows(names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -37,6 +39,7 @@ def rows(names: Sequence[str]) -> list[tuple[str, ...]]:
                 f"{rate:.0f}",
                 str(state.edges),
                 f"{1000 * state.slowest:.0f} ms",
+                f"{state.peak >> 20} MiB",
                 str(len(state.findings)),
             )
         )

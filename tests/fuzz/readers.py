@@ -481,17 +481,6 @@ def read_bitmap(data: bytes) -> None:
     assert len(bitmap_slice(bitmap, low, high)) == high - low
 
 
-def descriptor_seeds() -> list[bytes]:
-    found = []
-    for name, codec in codecs.CODECS.items():
-        chance = random.Random(name)
-        for page in (bytes(PAGE), synthetic.text_page(3), chance.randbytes(PAGE)):
-            found.append(
-                bytes([codec.flag]) + codec.compressor(codec.default_level)(page)
-            )
-    return found
-
-
 def _decompressor(name: str) -> Callable[[bytes], object]:
     codec = codecs.CODECS[name]
 
@@ -870,3 +859,9 @@ READERS: dict[str, Reader] = {
     "commands": Reader(command_seeds, read_command, (), most=1 << 18),
     "arguments": Reader(command_line.argument_seeds, read_arguments, (), most=1 << 10),
 }
+
+
+def corpus(name: str) -> list[bytes]:
+    """Short inputs that long runs found: together they reach most of a reader."""
+    folder = Path(__file__).parent / "corpus" / name.replace(" ", "-")
+    return [path.read_bytes() for path in sorted(folder.glob("*"))]

@@ -30,6 +30,7 @@ from types import CodeType, FrameType
 from typing import Any, Callable, NamedTuple
 
 import drgn_tools
+from tests.fuzz import readers
 from tests.fuzz.mutate import mutate
 from tests.fuzz.readers import READERS, Reader
 
@@ -203,7 +204,7 @@ def _work(
     reader = READERS[name]
     seeds = reader.seeds()
     tracer = Tracer()
-    corpus = list(seeds)
+    corpus = [*seeds, *readers.corpus(name)]
     with contextlib.suppress(FileNotFoundError):
         for path in sorted((_room(name) / "corpus").iterdir()):
             corpus.append(path.read_bytes())

@@ -75,9 +75,9 @@ def test_mutations(name: str) -> None:
 
 @pytest.mark.parametrize("name", READERS)
 def test_seeds(name: str) -> None:
-    """What mutations begin with is what the reader is for; and the shortest inputs."""
-    for seed in READERS[name].seeds():
-        read(name, seed)
+    """What mutations begin with, what long runs found, and the shortest inputs."""
+    for data in (*READERS[name].seeds(), *readers.corpus(name)):
+        read(name, data)
     for data in (b"", b"\0", b"\xff" * 16):
         read(name, data)
 

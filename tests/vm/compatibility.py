@@ -161,6 +161,7 @@ def generated() -> str:
         status = pytest.main(
             [
                 "--collect-only",
+                "-qq",
                 "-p",
                 "no:cacheprovider",
                 str(BENCH.parent),

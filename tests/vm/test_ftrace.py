@@ -28,7 +28,7 @@ from drgn_tools.ftrace_text import Kernel, Printer
 from drgn_tools.ring_buffer import for_each_ring_buffer_event
 from tests import command
 
-from . import ftrace_guests, kernels, live_drgn, peers, qemu
+from . import ftrace_guests, kernels, live_drgn, peers, qemu, zram_guests
 from .ftrace_guests import KERNELS, Guest
 
 KINDS = ("qemu", "vmcore", "d31")
@@ -311,11 +311,27 @@ def test_the_command(kernel: str, folder: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith(b"drgn-tools: there is no instance none; there are ")
     out = folder / "command.dat"
-    subprocess.run([*argv, "-o", str(out)], check=True)
+    done = subprocess.run([*argv, "-o", str(out)], capture_output=True, check=True)
     assert report(out)
+    events = list(for_each_ftrace_event(opened(path, kernel)))
+    cpus, names = ({event[part] for event in events} for part in (1, 0))
+    told = f"{len(events)} events of {len(cpus)} CPUs in {len(names)} buffers\n"
+    assert done.stderr.decode() == f"{out}: {told}"
+    for ending in (".dat", ".pftrace"):
+        other = out.with_name(f"other{ending}")
+        done = subprocess.run([*argv, "-qo", str(other)], capture_output=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     done = subprocess.run([*argv, "-o", str(out)], capture_output=True)
     assert done.returncode == 1
     assert done.stderr.endswith(b"exists (-f replaces it)\n")
+
+
+def test_a_kernel_that_traced_nothing(tmp_path: Path) -> None:
+    (spec,) = (one for one in zram_guests.MATRIX if one.name == "6.12-bench-zram")
+    quiet = zram_guests.get(spec)
+    words = [f"-s{quiet.kernel.vmlinux}", "-o", str(tmp_path / "a.dat")]
+    done = command.drgn_tools("ftrace", quiet.dump("vmcore"), *words)
+    assert done == (0, "", f"{tmp_path}/a.dat: no events\n")
 
 
 @pytest.mark.parametrize("kernel", KERNELS[:1])

@@ -26,6 +26,7 @@ from drgn_tools.pstore_records import (
 )
 from drgn_tools.ramoops import Layout, Region, Zone, places, read_region
 from drgn_tools.reed_solomon import Ecc
+from tests.command import drgn_tools
 
 from . import pstore_guests, pstore_seen, pstore_views
 from .pstore_guests import MATRIX, Guest, Spec
@@ -703,6 +704,47 @@ def test_command_says_that_it_has_no_symbols() -> None:
     assert (done.returncode, done.stdout) == (1, "")
     said = f"drgn-tools: {wrong} has no debugging symbols of this dump's kernel\n"
     assert done.stderr == said
+
+
+@pytest.mark.parametrize("kernel", ["5.10", "6.1"])
+def test_pstore_is_advised_where_it_works_without_symbols(kernel: str) -> None:
+    spec = next(spec for spec in MATRIX if spec.kernel == kernel)
+    dump = pstore_guests.get(spec).dump
+    advice = drgn_tools("zram", dump).stderr.partition("zram needs them, ")[2]
+    assert advice.endswith(" work without\n") and "dmesg" in advice
+    assert ("pstore" in advice) == (drgn_tools("pstore", dump).status == 0)
+    assert ("pstore" in advice) == (kernel != "5.10")
+
+
+def test_command_on_a_dump_that_is_cut_short(tmp_path: Path) -> None:
+    """What is missing is so by that, whatever part it is in, and in every format."""
+    guest = pstore_guests.get(MATRIX[0])
+    given = ["--symbols", guest.kernel.vmlinux]
+    cut = tmp_path / "cut"
+    with open(guest.dump, "rb") as file:
+        cut.write_bytes(file.read(100_000))
+    done = command(cut, *given)
+    assert (done.returncode, done.stdout) == (1, "")
+    said = "pstore cannot be found: psinfo is missing: the dump is cut short"
+    assert done.stderr == f"drgn-tools: {said}\n"
+    done = command(cut)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "the dump is cut short" in done.stderr
+    # The zones are behind what is left.
+    with open(guest.dump, "rb") as file:
+        cut.write_bytes(file.read(guest.address(1) - (1 << 20)))
+    done = command(cut, *given)
+    assert "missing: the dump is cut short\n" in done.stderr
+    for wrong in ("not in this dump", "nothing is of this kernel", "Traceback"):
+        assert wrong not in done.stderr
+    whole = tmp_path / "whole"
+    assert drgn_tools("extract", "-q", "-d", "1", guest.dump, "-o", whole).status == 0
+    for part in (4, 2):
+        cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // part])
+        done = command(cut, *given)
+        assert "the dump is cut short\n" in done.stderr
+        for wrong in ("reserved memory", "nothing is of this kernel", "Traceback"):
+            assert wrong not in done.stderr
 
 
 CRASH = """

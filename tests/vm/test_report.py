@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import mmap
 import re
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from drgn import Object
 from drgn.helpers.linux.mm import follow_phys
 from drgn.helpers.linux.pid import for_each_task
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 
 from drgn_tools.program import open_dump
 from drgn_tools.zram import for_each_zram
@@ -46,6 +49,7 @@ _SEEN = """(() => {
             lines: texts(section, "pre > span"),
             tables: [...section.querySelectorAll("tbody")].map(body =>
                 [...body.rows].map(row => texts(row, "td"))),
+            commands: texts(section, "p.hint code"),
             frames: [...section.querySelectorAll(".frame")].map(e => [
                 e.querySelector("text").textContent,
                 parseFloat(e.getAttribute("width")),
@@ -182,6 +186,24 @@ def test_each_task_has_its_stack() -> None:
         assert f"{row[1]}[{row[0]}]" in captions
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_sleeping_tasks_are_in_what_they_wait_in(kernel: str) -> None:
+    """None of the functions that the kernel's linker put with the scheduler's."""
+    dump, page = alive(kernel)
+    with dump.kernel.vmlinux.open("rb") as file:
+        table = ELFFile(file).get_section_by_name(".symtab")
+        assert isinstance(table, SymbolTableSection)
+        symbols = [(s["st_value"], s.name) for s in table.iter_symbols()]
+    edges = {name: at for at, name in symbols if name.startswith("__sched_text_")}
+    scheduler = range(edges["__sched_text_start"], edges["__sched_text_end"])
+    names = {name for at, name in symbols if at in scheduler}
+    assert "schedule_timeout" in names
+    rows = page.sections["tasks"]["tables"][0]
+    places = {row[5] for row in rows if row[2][0] in "SDI" and "CPU" not in row[2]}
+    assert not places & names
+    assert places >= {"kthreadd", "rescuer_thread", "worker_thread"}
+
+
 def test_memory_is_drawn() -> None:
     for _, page in (alive(), panicked(False)):
         memory = page.sections["memory"]
@@ -203,6 +225,33 @@ def test_without_symbols_it_says_what_is_missing() -> None:
     assert "linux-image-" in page.head
 
 
+def test_that_symbols_are_missing_is_said(tmp_path: Path) -> None:
+    dump, _ = panicked(False)
+    said = assert_done(drgn_tools("report", "-q", dump.path, "-o", tmp_path / "r.html"))
+    (line,) = said.splitlines()
+    assert line.startswith("warning: no debugging symbols of kernel ")
+    assert "--symbols; not whole without: Tasks" in line
+
+
+def test_info_says_who_died_and_when() -> None:
+    """As the kernel said on its console."""
+    dump, page = panicked(True)
+    serial = (dump.folder / "serial.log").read_text(errors="replace")
+    died = re.findall(r"CPU: (\d+) .*PID: (\d+) Comm: (\S+) .*?tainted", serial, re.I)
+    told = drgn_tools("info", "--json", dump.path)
+    assert_done(told)
+    info = json.loads(told.stdout)
+    who = (str(info["task_cpu"]), str(info["task_pid"]), info["task"])
+    assert who in died
+    assert info["taint"] in serial
+    stamps = [int(seconds) for seconds in re.findall(r"\[ *(\d+)\.\d{6}\]", serial)]
+    assert info["uptime"] in stamps and info["uptime"] > 0
+    text = drgn_tools("info", dump.path).stdout
+    assert f"{who[2]}[{who[1]}] on CPU {who[0]}" in text
+    for label in ("uptime", "task", "taint"):
+        assert re.search(rf"^{label}: ", text, re.M) and label in page.head
+
+
 # --- dumps that are not whole
 
 
@@ -216,9 +265,14 @@ def test_dump_for_which_there_was_no_room(tmp_path: Path) -> None:
     assert page.verdicts[0].startswith("missing")
 
 
-def test_dump_that_is_cut_short(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kdump", [False, True])
+def test_dump_that_is_cut_short(kdump: bool, tmp_path: Path) -> None:
     whole = dumps.get("6.12", kind="vmcore")
-    path = copied(whole.path, tmp_path / "cut")
+    path = tmp_path / "cut"
+    if kdump:
+        assert_done(drgn_tools("extract", whole.path, path))
+    else:
+        copied(whole.path, path)
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
     page = seen(path, [whole.kernel.vmlinux])
@@ -262,7 +316,9 @@ def test_pstore_has_what_the_kernel_found_at_boot(symbols: bool) -> None:
 
 
 @pytest.mark.verified("report: zram", by="mm_stat of the same guest", on="6.12")
-def test_zram_has_the_kernels_numbers() -> None:
+def test_zram_has_the_kernels_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = next(spec for spec in zram_guests.MATRIX if spec.name == "6.12-zram")
     guest = zram_guests.get(spec)
     modules = map(guest.kernel.module_debug, ("zram", "zsmalloc"))
@@ -276,6 +332,14 @@ def test_zram_has_the_kernels_numbers() -> None:
         assert row[7:9] == [stat[5], stat[7]]
         assert spec.devices[number].algorithm in row[2]
     assert page.statuses()["zram"] == "ok"
+    # Whoever enters the commands that it names gets what they promise.
+    monkeypatch.chdir(tmp_path)
+    first, *_, last = page.sections["zram"]["commands"]
+    for words in map(shlex.split, (first, last)):
+        assert words[0] == "drgn-tools" and words.count("--symbols") == 3
+        assert_done(drgn_tools(*words[1:]))
+    size = int(facts["zram0/disksize"])
+    assert (tmp_path / "zram0.img").stat().st_size == size
 
 
 def test_zram_without_the_modules_symbols_is_missing() -> None:

@@ -592,6 +592,13 @@ def test_command(case: Case, tmp_path: Path) -> None:
 
     lines = run().stdout.splitlines()
     assert len(lines) == 1 + len(numbers(guest))
+    assert run("--device", "zram1").stdout.split("\n")[1].split()[0] == "zram1"
+    assert len(run("--device", "/dev/zram1").stdout.splitlines()) == 2
+    refused = run("--device", "nosuch", status=1)
+    assert "there is no zram device nosuch; there is zram0, " in refused.stderr
+    assert run("--stat", "mm-stat", status=1).stderr.endswith(
+        "name one with --device\n"
+    )
     for stat in ("mm-stat", "block-state"):
         said = run("--stat", stat, "--device", "zram1").stdout
         assert said == facts[f"zram1/{stat.replace('-', '_')}"].decode()
@@ -606,6 +613,17 @@ def test_command(case: Case, tmp_path: Path) -> None:
     told = json.loads(run("--json").stdout)["devices"]
     assert [device["name"] for device in told] == [f"zram{n}" for n in numbers(guest)]
     assert told[1]["slots"]["empty"] == SLOTS - len(zram_guests.known(1))
+    assert all("data" not in one for d in told for one in d["last_compressed"])
+    # Contents only for who asks for them.
+    words = ("--json", "--device", "zram1")
+    assert json.loads(run(*words, "--pools").stdout)["devices"] == [told[1]]
+    (device,) = json.loads(run(*words, "--streams").stdout)["devices"]
+    pages = {}
+    for stream in device["last_compressed"]:
+        pages[stream["cpu"], stream["priority"]] = bytes.fromhex(stream.pop("data"))
+    wrote = zram_guests.last_pages(1)
+    assert {cpu: pages[cpu, 0] for cpu in wrote} == wrote
+    assert device == told[1]
 
 
 # --- a kernel that is running

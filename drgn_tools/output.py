@@ -77,6 +77,13 @@ class Output(Protocol):
         :raises OutputBroken: if some of it, nobody knows what, is not on the disk.
         """
 
+    def make_way(self) -> None:
+        """
+        Remove what is where it belongs.
+
+        :raises DumpError: if that fails.
+        """
+
     def publish(self) -> None:
         """
         Bring it to where it belongs.
@@ -163,6 +170,14 @@ class File:
         except OSError as error:
             raise self._failed(error) from None
 
+    def make_way(self) -> None:
+        try:
+            os.unlink(self.target)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._failed(error) from None
+
     def publish(self) -> None:
         try:
             os.rename(self._temporary, self.target)
@@ -178,10 +193,13 @@ class File:
                 os.close(directory_fd)
 
     def close(self) -> None:
-        if self._temporary:
-            os.unlink(self._temporary)
-            self._temporary = ""
-        os.close(self._fd)
+        # Neither may be possible on a disk that has just failed.
+        with contextlib.suppress(OSError):
+            if self._temporary:
+                os.unlink(self._temporary)
+        self._temporary = ""
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
 
     def _failed(self, error: OSError, written: int = 0) -> DumpError:
         message = f"cannot write {self.target}: {error.strerror}"
@@ -251,6 +269,9 @@ class Stream:
 
     def sync(self, size: int) -> None:
         self._write_waiting()
+
+    def make_way(self) -> None:
+        pass
 
     def publish(self) -> None:
         self._put(flattened.END)
@@ -339,6 +360,9 @@ class Nothing:
         pass
 
     def sync(self, size: int) -> None:
+        pass
+
+    def make_way(self) -> None:
         pass
 
     def publish(self) -> None:

@@ -1131,7 +1131,7 @@ def test_worker_without_memory(
     monkeypatch.setattr(vmcore._ElfVmcore, "pages", pages)
     outcome = command("extract", "-d8", "--jobs", 2, dump, tmp_path / "out")
     assert outcome.status == 0
-    assert "warning: a worker had not enough memory; read again" in outcome.stderr
+    assert "warning: not enough memory; read again" in outcome.stderr
     check_kdump(tmp_path / "out", wanted(machine, 8), set())
 
 

@@ -25,6 +25,8 @@ from drgn_tools.workers import Counters, Inbox
 
 # What the kernel says when there is no more room.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# ... and when what was to be on the disk is not.
+_LOST = {errno.EIO, errno.EROFS, *_FULL}
 # The largest record of a stream; a worker has this much for it at a time.
 _RECORD_SIZE = 4 << 20
 # What a stream and its users count: records handed over, records written, and
@@ -88,7 +90,7 @@ class Output(Protocol):
         """
         Bring it to where it belongs.
 
-        :raises DumpError: if that fails.
+        :raises DumpError: if that fails, or may not last.
         """
 
     def close(self) -> None:
@@ -184,13 +186,19 @@ class File:
         except OSError as error:
             raise self._failed(error) from None
         self._temporary = ""
-        # Not every file system can do this, and not everyone may; the file is safe.
-        with contextlib.suppress(OSError):
+        try:
             directory_fd = os.open(self._directory, os.O_RDONLY)
             try:
                 os.fsync(directory_fd)
             finally:
                 os.close(directory_fd)
+        except OSError as error:
+            # Not every file system can do this, and not everyone may.
+            if error.errno in _LOST:
+                raise OutputBroken(
+                    f"{self.target} may not stay under its name: {error.strerror}",
+                    error.errno,
+                ) from None
 
     def close(self) -> None:
         # Neither may be possible on a disk that has just failed.

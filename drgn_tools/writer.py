@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import abc
 import bisect
+import functools
 import os
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -202,19 +203,14 @@ class Writer(abc.ABC):
         # None before all are whole, and none beside one of an earlier set.
         for output in self._outputs[1:]:
             output.make_way()
-        for output in self._outputs:
-            output.publish()
+        _try_all(output.publish for output in self._outputs)
         return sum(sizes)
 
     def _sync(self, sizes: list[int]) -> None:
-        failed = None
-        for output, size in zip(self._outputs, sizes):
-            try:
-                output.sync(size)
-            except (OutputFull, OutputBroken) as error:
-                failed = error
-        if failed:
-            raise failed
+        _try_all(
+            functools.partial(output.sync, size)
+            for output, size in zip(self._outputs, sizes)
+        )
 
     @abc.abstractmethod
     def _complete(self, incomplete: bool) -> list[int]:
@@ -264,6 +260,17 @@ class Writer(abc.ABC):
         else:
             # There may be sound blocks behind it.
             self._counters[_ERRNO] = error.number
+
+
+def _try_all(actions: Iterable[Callable[[], None]]) -> None:
+    failed = None
+    for action in actions:
+        try:
+            action()
+        except (OutputFull, OutputBroken) as error:
+            failed = error
+    if failed:
+        raise failed
 
 
 class _Part(NamedTuple):

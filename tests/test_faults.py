@@ -15,6 +15,7 @@ import os
 import resource
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import time
@@ -139,8 +140,8 @@ def session(number: int) -> list[int]:
     alive = []
     for name in os.listdir("/proc"):
         with contextlib.suppress(OSError, ValueError):
-            stat = Path("/proc", str(int(name)), "stat").read_text()
-            state, _, _, owner = stat.rpartition(")")[2].split()[:4]
+            text = Path("/proc", str(int(name)), "stat").read_text()
+            state, _, _, owner = text.rpartition(")")[2].split()[:4]
             if int(owner) == number and state != "Z":
                 alive.append(int(name))
     return alive
@@ -1130,6 +1131,39 @@ def test_fsync_has_a_fault_at_the_first_level(
     found = read_kdump(tmp_path / "out")
     assert (found.dump_level, found.status & 0x8) == (0, 0x8)
     assert found.pages == wanted(machine, 0)
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL])
+def test_fsync_of_the_directory(
+    number: int,
+    split: bool,
+    dump: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If the name may not last, that is said. Not every file system can do it."""
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    paths = [tmp_path / name for name in "ab"[: 1 + split]]
+    options = ["-d8", *(["--split"] if split else [])]
+    outcome = command("extract", *options, dump, *paths)
+    monkeypatch.undo()
+    if number == errno.EIO:
+        line = assert_refused(outcome)
+        assert line.endswith("may not stay under its name: Input/output error\n")
+    else:
+        assert outcome.status == 0
+    for path in paths:
+        report = verify(str(path), 1)
+        assert not report.findings
+    assert len(os.listdir(tmp_path)) == len(paths)
 
 
 @pytest.mark.parametrize("kind", ["stream", "ELF stream", "parts"])

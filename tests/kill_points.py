@@ -9,7 +9,8 @@ the first or a worker, is killed with SIGKILL before the n-th call of something 
 changes the output or the counters: what, and which n, is drawn from all that an
 undisturbed run comes to. What is found then is read by
 tests/synthetic.py, which shares no code with the writer; only the parts of a split
-dump and ELF cores are read by drgn_tools.vmcore, which is no part of the writer.
+dump, ELF cores and what is left of who was killed are read by drgn_tools.vmcore, which
+is no part of the writer.
 """
 
 from __future__ import annotations

@@ -31,6 +31,20 @@ class OutputFull(DumpError):
         self.written = written
 
 
+class OutputBroken(DumpError):
+    """
+    A piece of the output cannot be written, or is not on the disk; others may be.
+
+    :param number: why, as errno has it.
+    :param written: bytes that were written.
+    """
+
+    def __init__(self, message: str, number: int, written: int = 0) -> None:
+        super().__init__(message)
+        self.number = number
+        self.written = written
+
+
 class Stopped(BaseException):
     """
     The command is to stop: a signal came.

@@ -57,7 +57,11 @@ class Summary(NamedTuple):
     lost: dict[int, str]
     """Page frames that still could not be read, and why: missing in the output."""
     unwritten: int
-    """Pages that are missing in the output for want of room or time."""
+    """Pages that are missing in the output for want of room or time, or a fault."""
+    fault: str
+    """Why pages could not be written, if not for want of room or time; or empty."""
+    doubt: str
+    """Why some of the output, nobody knows what, may not be on the disk; or empty."""
     stopped: int
     """The signal that ended it before its time, or 0."""
     input_size: int
@@ -67,7 +71,7 @@ class Summary(NamedTuple):
     @property
     def incomplete(self) -> bool:
         """Pages are missing that should be there: the output says so."""
-        return bool(self.lost or self.unwritten)
+        return bool(self.lost or self.unwritten or self.doubt)
 
     @property
     def why_incomplete(self) -> str:
@@ -75,6 +79,8 @@ class Summary(NamedTuple):
         reasons = []
         if self.stopped:
             reasons.append(f"{self.unwritten} pages were not written in time")
+        elif self.unwritten and self.fault:
+            reasons.append(f"{self.unwritten} pages not written: {self.fault}")
         elif self.unwritten:
             reasons.append(f"no room for {self.unwritten} pages")
         if self.lost:
@@ -83,6 +89,8 @@ class Summary(NamedTuple):
                 f"{len(self.lost)} pages could not be read, "
                 f"the first at {pfn * self.page_size:#x}: {why}"
             )
+        if self.doubt:
+            reasons.append(f"some of it may not be on the disk: {self.doubt}")
         return "; ".join(reasons)
 
 
@@ -182,6 +190,8 @@ def extract(
             done.retried,
             done.lost,
             done.unwritten,
+            done.fault,
+            done.doubt,
             done.stopped,
             vmcore.size,
             done.size,
@@ -203,6 +213,8 @@ class _Done(NamedTuple):
     retried: dict[int, str]
     lost: dict[int, str]
     unwritten: int
+    fault: str
+    doubt: str
     stopped: int
     size: int
 
@@ -276,7 +288,17 @@ def _write(writer: Writer, jobs: int, inbox: Inbox | None, last: bool) -> _Done:
             writer.rewrite(number)
         tally = writer.tally()
         unwritten = max(0, writer.plan.pages - tally.written - len(lost))
-        size = writer.finish(bool(lost or unwritten))
+        keep = last or bool(stopped)
+        size = writer.finish(bool(lost or unwritten), keep)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return _Done(tally.zero, retried, lost, unwritten, stopped, size)
+    return _Done(
+        tally.zero,
+        retried,
+        lost,
+        unwritten,
+        writer.fault,
+        writer.doubt,
+        stopped,
+        size,
+    )

@@ -19,12 +19,14 @@ import signal
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from drgn_tools.errors import STOP_SIGNALS, DumpError, OutputFull
+from drgn_tools.errors import STOP_SIGNALS, DumpError, OutputBroken, OutputFull
 from drgn_tools.formats import flattened
 from drgn_tools.workers import Counters, Inbox
 
 # What the kernel says when there is no more room.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# ... and when what was to be on the disk is not.
+_LOST = {errno.EIO, errno.EROFS, *_FULL}
 # The largest record of a stream; a worker has this much for it at a time.
 _RECORD_SIZE = 4 << 20
 # What a stream and its users count: records handed over, records written, and
@@ -51,7 +53,8 @@ class Output(Protocol):
         Put *data* at *offset*.
 
         :raises OutputFull: if there is no room for it.
-        :raises DumpError: if it cannot be written for another reason.
+        :raises OutputBroken: if the disk has a fault there.
+        :raises DumpError: if nothing can be written any more.
         """
 
     def start_writeback(self, offset: int, size: int) -> None:
@@ -67,12 +70,27 @@ class Output(Protocol):
         :raises OutputFull: if there is no room for it.
         """
 
-    def finish(self, size: int) -> None:
+    def sync(self, size: int) -> None:
         """
-        All is written: bring it to where it belongs.
+        All is written: bring it to the disk.
 
         :param size: of the whole.
+        :raises OutputFull: if there is no room for it after all.
+        :raises OutputBroken: if some of it, nobody knows what, is not on the disk.
+        """
+
+    def make_way(self) -> None:
+        """
+        Remove what is where it belongs.
+
         :raises DumpError: if that fails.
+        """
+
+    def publish(self) -> None:
+        """
+        Bring it to where it belongs.
+
+        :raises DumpError: if that fails, or may not last.
         """
 
     def close(self) -> None:
@@ -139,32 +157,63 @@ class File:
             # Not every file system can: then it is as full as it is.
 
     def finish(self, size: int) -> None:
+        """
+        Bring it to the disk, and then under its name.
+
+        :raises DumpError: if that fails.
+        """
+        self.sync(size)
+        self.publish()
+
+    def sync(self, size: int) -> None:
         try:
             os.ftruncate(self._fd, size)
             os.fsync(self._fd)
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def make_way(self) -> None:
+        try:
+            os.unlink(self.target)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def publish(self) -> None:
+        try:
             os.rename(self._temporary, self.target)
         except OSError as error:
             raise self._failed(error) from None
         self._temporary = ""
-        # Not every file system can do this, and not everyone may; the file is safe.
-        with contextlib.suppress(OSError):
+        try:
             directory_fd = os.open(self._directory, os.O_RDONLY)
             try:
                 os.fsync(directory_fd)
             finally:
                 os.close(directory_fd)
+        except OSError as error:
+            # Not every file system can do this, and not everyone may.
+            if error.errno in _LOST:
+                raise OutputBroken(
+                    f"{self.target} may not stay under its name: {error.strerror}",
+                    error.errno,
+                ) from None
 
     def close(self) -> None:
-        if self._temporary:
-            os.unlink(self._temporary)
-            self._temporary = ""
-        os.close(self._fd)
+        # Neither may be possible on a disk that has just failed.
+        with contextlib.suppress(OSError):
+            if self._temporary:
+                os.unlink(self._temporary)
+        self._temporary = ""
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
 
     def _failed(self, error: OSError, written: int = 0) -> DumpError:
         message = f"cannot write {self.target}: {error.strerror}"
         if error.errno in _FULL:
             return OutputFull(message, written)
-        return DumpError(message)
+        return OutputBroken(message, error.errno or 0, written)
 
 
 @contextlib.contextmanager
@@ -226,8 +275,13 @@ class Stream:
     def reserve(self, offset: int, size: int) -> None:
         pass
 
-    def finish(self, size: int) -> None:
+    def sync(self, size: int) -> None:
         self._write_waiting()
+
+    def make_way(self) -> None:
+        pass
+
+    def publish(self) -> None:
         self._put(flattened.END)
 
     def close(self) -> None:
@@ -274,8 +328,10 @@ class Stream:
             self._put(flattened.record(offset, len(data)), data)
 
     def _put(self, *parts: bytes | memoryview) -> None:
-        # What is not whole cannot be taken back: a signal has to wait.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        # What is not whole cannot be taken back: signals have to wait, but for Ctrl-C,
+        # after which nothing more is written, and which a full pipe is not to hold up.
+        waiting = {*STOP_SIGNALS} - {signal.SIGINT}
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
         try:
             for part in parts:
                 view = memoryview(part)
@@ -311,7 +367,13 @@ class Nothing:
     def reserve(self, offset: int, size: int) -> None:
         pass
 
-    def finish(self, size: int) -> None:
+    def sync(self, size: int) -> None:
+        pass
+
+    def make_way(self) -> None:
+        pass
+
+    def publish(self) -> None:
         pass
 
     def close(self) -> None:

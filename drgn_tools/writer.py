@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import abc
 import bisect
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import functools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from drgn_tools.checksums import ROW, Row, crc32, pack_trailer, rows_of
 from drgn_tools.codecs import Buffer, Codec, Compress
-from drgn_tools.errors import DumpError, OutputFull
+from drgn_tools.errors import DumpError, OutputBroken, OutputFull
 from drgn_tools.formats import elf, kdump
 from drgn_tools.formats.notes import SNAP
 from drgn_tools.output import Output
@@ -48,9 +50,9 @@ _ELF_SPARE = 1 << 16
 # Of a page of an ELF core: its data is in the file; it is zero, and a hole.
 _WRITTEN, _HOLE = 1, 2
 
-# What workers count: whether there is no more room, and then, per output, where
-# its end is.
-_FULL, _ENDS = range(2)
+# What workers count: whether there is no more room, errno of what else was in the
+# way, and then, per output, where its end is.
+_FULL, _ERRNO, _ENDS = range(3)
 
 Pfns = npt.NDArray[np.int64]
 
@@ -82,6 +84,11 @@ class Writer(abc.ABC):
         self.plan = plan
         self._outputs = outputs
         self._limit = limit
+        #: Why some of the output, nobody knows what, may not be on the disk.
+        self.doubt = ""
+        # Whether the output says that pages are missing: a file does until it is
+        # known that none is, whatever becomes of this process.
+        self._marked = outputs[0].sparse
         self._counters = Counters(_ENDS + len(outputs))
         ranks = plan.units[:, 1]
         # A part ends where a unit does, so that no two have a bit in one byte.
@@ -111,6 +118,12 @@ class Writer(abc.ABC):
     def full(self) -> bool:
         """There was no room for all."""
         return bool(self._counters[_FULL])
+
+    @property
+    def fault(self) -> str:
+        """Why pages could not be written, if not for want of room; or empty."""
+        number = self._counters[_ERRNO]
+        return os.strerror(number) if number else ""
 
     @abc.abstractmethod
     def start(self) -> None:
@@ -164,13 +177,46 @@ class Writer(abc.ABC):
     def tally(self) -> Tally:
         """What was written."""
 
-    @abc.abstractmethod
-    def finish(self, incomplete: bool) -> int:
+    def finish(self, incomplete: bool, keep: bool) -> int:
         """
         Write what is left, and bring it all to where it belongs.
 
         :param incomplete: say in the output that pages are missing.
+        :param keep: if there is no room for some of it after all, the rest is kept,
+            and said to be incomplete: :attr:`doubt`. So it is if the disk has a fault.
         :return: size of the output.
+        :raises OutputFull: if there is no room for it after all, unless it is kept.
+        :raises DumpError: if it cannot be brought there.
+        """
+        sizes = self._complete(incomplete)
+        try:
+            self._sync(sizes)
+        except (OutputFull, OutputBroken) as error:
+            if isinstance(error, OutputFull) and not keep:
+                raise
+            # What is written again is brought to the disk again, or that is said
+            # again: then nothing of it is trusted.
+            self._marked = False
+            sizes = self._complete(True)
+            self._sync(sizes)
+            self.doubt = str(error)
+        # None before all are whole, and none beside one of an earlier set.
+        for output in self._outputs[1:]:
+            output.make_way()
+        _try_all(output.publish for output in self._outputs)
+        return sum(sizes)
+
+    def _sync(self, sizes: list[int]) -> None:
+        _try_all(
+            functools.partial(output.sync, size)
+            for output, size in zip(self._outputs, sizes)
+        )
+
+    @abc.abstractmethod
+    def _complete(self, incomplete: bool) -> list[int]:
+        """
+        Write what is left, and put the mark or take it away; returns the sizes of the
+        outputs.
         """
 
     def close(self) -> None:
@@ -201,12 +247,30 @@ class Writer(abc.ABC):
         """Write data; returns for how many bytes there was room."""
         try:
             output.write(data, offset)
-        except OutputFull as error:
-            self._counters[_FULL] = 1
+        except (OutputFull, OutputBroken) as error:
+            self._note(error)
             return error.written
         # Pages wait for the disk as soon as there are some.
         output.start_writeback(offset, len(data))
         return len(data)
+
+    def _note(self, error: OutputFull | OutputBroken) -> None:
+        if isinstance(error, OutputFull):
+            self._counters[_FULL] = 1
+        else:
+            # There may be sound blocks behind it.
+            self._counters[_ERRNO] = error.number
+
+
+def _try_all(actions: Iterable[Callable[[], None]]) -> None:
+    failed = None
+    for action in actions:
+        try:
+            action()
+        except (OutputFull, OutputBroken) as error:
+            failed = error
+    if failed:
+        raise failed
 
 
 class _Part(NamedTuple):
@@ -335,7 +399,7 @@ class KdumpWriter(Writer):
             if self._limit is not None and part.data > self._limit:
                 raise OutputFull(f"the limit of {self._limit} bytes is too small")
             self._counters[_ENDS + part.number] = part.data
-            self._write_headers(part)
+            self._write_headers(part, self._marked)
             self._write_bitmaps(part)
             if part.pages:
                 size = part.pages * kdump.DESCRIPTOR.itemsize
@@ -348,8 +412,10 @@ class KdumpWriter(Writer):
             for row in rows_of(lambda n, _: bytes(n), begin, part.zero_page or begin):
                 self._checksums[part.number][row.offset] = row
 
-    def _write_headers(self, part: _Part) -> None:
-        self._put_checked(part, kdump.pack_headers(part.header, self.vmcore.notes), 0)
+    def _write_headers(self, part: _Part, incomplete: bool) -> None:
+        status = part.header.status | (kdump.STATUS_INCOMPLETE if incomplete else 0)
+        header = part.header._replace(status=status)
+        self._put_checked(part, kdump.pack_headers(header, self.vmcore.notes), 0)
 
     def _write_bitmaps(self, part: _Part) -> None:
         header = part.header
@@ -468,23 +534,27 @@ class KdumpWriter(Writer):
             stop = min(self.before[end], part.first + part.pages)
             if start < stop:
                 data = self._table[start:stop].tobytes()
-                part.output.write(data, part.descriptor_at(start))
+                try:
+                    part.output.write(data, part.descriptor_at(start))
+                except (OutputFull, OutputBroken) as error:
+                    # They read as zeros: pages that are missing.
+                    self._note(error)
+                    self._tallies[first:end] = 0
+                    self._descriptor_rows[first:end] = 0
 
     def tally(self) -> Tally:
         return Tally(*self._tallies.sum(axis=0).tolist())
 
-    def finish(self, incomplete: bool) -> int:
-        for part in self._parts if incomplete else ():
-            status = part.header.status | kdump.STATUS_INCOMPLETE
-            header = part.header._replace(status=status)
-            self._write_headers(part._replace(header=header))
-        size = 0
+    def _complete(self, incomplete: bool) -> list[int]:
+        if incomplete != self._marked:
+            for part in self._parts:
+                self._write_headers(part, incomplete)
+            self._marked = incomplete
+        sizes = []
         for part in self._parts:
             end = max(part.data, self._data_ends[part.number])
-            end += self._write_checksums(part, end)
-            part.output.finish(end)
-            size += end
-        return size
+            sizes.append(end + self._write_checksums(part, end))
+        return sizes
 
     def _write_checksums(self, part: _Part, end: int) -> int:
         """Write the table of checksums at the end of a part; returns its size."""
@@ -506,7 +576,7 @@ class KdumpWriter(Writer):
             return 0
         try:
             part.output.write(table, end)
-        except OutputFull:
+        except (OutputFull, OutputBroken):
             return 0
         return len(table)
 
@@ -574,7 +644,8 @@ class ElfWriter(Writer):
     def start(self) -> None:
         if self._limit is not None and self._header.data > self._limit:
             raise OutputFull(f"the limit of {self._limit} bytes is too small")
-        self._outputs[0].write(elf.pack_header(self._header, 0), 0)
+        flags = elf.DUMP_INCOMPLETE if self._marked else 0
+        self._outputs[0].write(elf.pack_header(self._header, flags), 0)
 
     def write_item(self, number: int) -> None:
         super().write_item(number)
@@ -642,15 +713,17 @@ class ElfWriter(Writer):
             int(np.count_nonzero(self._there == _HOLE)),
         )
 
-    def finish(self, incomplete: bool) -> int:
+    def _complete(self, incomplete: bool) -> list[int]:
         size = self._header.data + self._file_pages * self.vmcore.page_size
         if self._limit is not None and self.full:
             size = min(size, self._limit)
         if incomplete or self._was_incomplete:
             header = self._header_of_what_is_there()
             self._outputs[0].write(elf.pack_header(header, elf.DUMP_INCOMPLETE), 0)
-        self._outputs[0].finish(size)
-        return size
+        elif self._marked:
+            self._outputs[0].write(elf.pack_header(self._header, 0), 0)
+            self._marked = False
+        return [size]
 
     def _header_of_what_is_there(self) -> elf.Header:
         """The header, but for memory of which pages are missing."""

@@ -346,3 +346,96 @@ def test_slow_reporting(monkeypatch: pytest.MonkeyPatch, done: Counters) -> None
         done.add(number, 1)
 
     assert sorted(run(20, work, 4, nothing)) == list(range(1, 20, 2))
+
+
+def test_stopped_worker(done: Counters, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others go on; it is dead before its number is told to have failed."""
+    monkeypatch.setattr(workers, "_HALT", 0.3)
+    pids = Counters(1)
+
+    def work(number: int) -> None:
+        done.add(number, 1)
+        if number == 3:
+            pids[0] = os.getpid()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    failed = run(10, work, 2, nothing)
+    assert failed == {3: "a worker was killed (stopped before)"}
+    assert [done[number] for number in range(10)] == [1] * 10
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+    pids.close()
+
+
+def test_stopped_worker_that_holds_the_lock(
+    done: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All others wait for it, and go on when it is given up."""
+    monkeypatch.setattr(workers, "_HALT", 0.3)
+
+    def work(number: int) -> None:
+        if number == 3:
+            with done.locked():
+                os.kill(os.getpid(), signal.SIGSTOP)
+        done.add(number, 1)
+
+    assert list(run(10, work, 3, nothing)) == [3]
+    assert [done[n] for n in range(10)] == [int(n != 3) for n in range(10)]
+
+
+def test_stopped_after_it_said_why(
+    done: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for the rest of what it says."""
+    monkeypatch.setattr(workers, "_HALT", 0.3)
+    real = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        written = real(fd, data)
+        if data.startswith(b"3 "):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return written
+
+    def work(number: int) -> None:
+        if number == 3:
+            raise MissingMemory(number)
+        done.add(number, 1)
+
+    monkeypatch.setattr(os, "write", write)
+    assert list(run(10, work, 2, nothing)) == [3]
+    assert [done[n] for n in range(10)] == [int(n != 3) for n in range(10)]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_much_that_cannot_be_read(count: int, done: Counters) -> None:
+    """Nobody is started anew for it; and what is said is more than a pipe holds."""
+
+    def work(number: int) -> None:
+        done[number] = os.getpid()
+        if number % 10 == 5:
+            raise MemoryError
+        raise MissingMemory(number, "x" * 5000 if number < 100 else "bad\0bad")
+
+    failed = run(1000, work, count, nothing)
+    assert sorted(failed) == list(range(1000))
+    assert failed[5] == "not enough memory"
+    assert failed[200].startswith("physical address 0xc8 is bad")
+    assert len({done[number] for number in range(1000)}) <= max(1, count)
+
+
+def test_stopped_for_a_moment(done: Counters) -> None:
+    """Who continues in time has lost nothing."""
+
+    def work(number: int) -> None:
+        if number == 3:
+            pid = os.fork()
+            if not pid:
+                time.sleep(0.5)
+                os.kill(os.getppid(), signal.SIGCONT)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            os.waitpid(pid, 0)
+        done.add(number, 1)
+
+    assert run(10, work, 2, nothing) == {}
+    assert [done[number] for number in range(10)] == [1] * 10

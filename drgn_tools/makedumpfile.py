@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, NoReturn
 
 from drgn_tools.errors import DumpError, OutputFull, Stopped
 from drgn_tools.start import start
-from drgn_tools.text import printable
+from drgn_tools.text import printable, verbatim
 
 if TYPE_CHECKING:
     from drgn_tools.extract import Summary
@@ -633,7 +633,7 @@ def _dump_log(given: _Given, talk: _Talk) -> None:
         pieces = _limited(_pieces(log), given)
         if given.to_stdout:
             for piece in pieces:
-                _write_stdout(piece)
+                _write_stdout(verbatim(piece, sys.stdout))
         else:
             source, target = given.names
             check_target(target, "-f" in given.options, (source,))

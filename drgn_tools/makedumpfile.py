@@ -429,6 +429,8 @@ def _reassemble(given: _Given, talk: _Talk) -> None:
 def _create(given: _Given, talk: _Talk) -> None:
     targets = given.names[1:]
     options = given.options
+    if given.to_stdout and sys.stdout.isatty() and "--dry-run" not in options:
+        raise DumpError("standard output is a terminal")
     summary = _extract(
         given,
         talk,

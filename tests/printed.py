@@ -26,7 +26,7 @@ HOSTILE = (
 HOSTILE_BYTES = b"\x9b2J\xff\xc3\xed\xa0\x80" + HOSTILE.encode()
 
 # How progress.py writes a line over.
-_PROGRESS = re.compile(rb"\r[^\r\n\x1b]*\x1b\[K|[^\r\n\x1b]* \.\.\.\r")
+_PROGRESS = re.compile(rb"\r([^\r\n\x1b]*)\x1b\[K|( \.\.\.)\r")
 
 
 def harmless(said: bytes | str) -> str:
@@ -45,7 +45,7 @@ def harmless(said: bytes | str) -> str:
 def at_terminal(program: str, *arguments: object) -> bytes:
     """
     What a command writes to a terminal, which is all three streams, in a copy of this
-    process: without colours and what is written over.
+    process: without colours, and what is written over as lines.
     """
     pid, terminal = pty.fork()
     if not pid:
@@ -56,7 +56,7 @@ def at_terminal(program: str, *arguments: object) -> bytes:
         os.environ.clear()
         os.environ.update(environment(NO_COLOR="1", TERM="xterm"))
         run_as(program, *arguments)
-    return _PROGRESS.sub(b"", rest(pid, terminal))
+    return _PROGRESS.sub(rb"\1\2\n", rest(pid, terminal))
 
 
 class Tty(io.StringIO):

@@ -329,9 +329,8 @@ def _print_summary(summary: Summary, output: str, dry_run: bool) -> None:
 def _print_json(
     summary: Summary, outputs: Sequence[str], sums: Mapping[str, str]
 ) -> None:
-    import json
-
     from drgn_tools.pages import PageClass
+    from drgn_tools.text import json_line
 
     plan = summary.plan
     told = {
@@ -353,7 +352,7 @@ def _print_json(
         "output_size": summary.output_size,
         "seconds": round(summary.seconds, 3),
     }
-    print(json.dumps(told))
+    print(json_line(told))
 
 
 @click.command(
@@ -376,13 +375,11 @@ def info(dump: str, as_json: bool, quiet: bool) -> None:
     No debugging symbols are needed. A single part of a split dump will do.
     """
     from drgn_tools.info import as_text, read_info
-    from drgn_tools.text import printable, styled
+    from drgn_tools.text import json_line, printable, styled
 
     found = read_info(dump)
     if as_json:
-        import json
-
-        print(json.dumps(found._asdict()))
+        print(json_line(found._asdict()))
         return
     for label, value in as_text(found):
         value = printable(value)
@@ -436,6 +433,7 @@ def dmesg(
     from drgn_tools.kernel_log import dump_log
     from drgn_tools.output import check_target, files
     from drgn_tools.progress import say_written
+    from drgn_tools.text import verbatim
     from drgn_tools.vmcore import open_vmcore
 
     if output is None and sys.stdout is None:
@@ -447,7 +445,7 @@ def dmesg(
             # Ready-made bytes: not for a text stream.
             out = sys.stdout.buffer
             for piece in pieces:
-                out.write(piece)
+                out.write(verbatim(piece, sys.stdout))
             out.flush()
         else:
             check_target(output, force, (dump,))
@@ -499,16 +497,14 @@ def verify(dump: str, jobs: int | None, as_json: bool, quiet: bool) -> int:
 
     drgn-tools(1), drgn-tools-extract(1)
     """
-    from drgn_tools.text import printable, styled
+    from drgn_tools.text import json_line, printable, styled
     from drgn_tools.verify import verify
 
     report = verify(dump, jobs or len(os.sched_getaffinity(0)))
     if as_json:
-        import json
-
         findings = [finding._asdict() for finding in report.findings]
         told = {**report._asdict(), "findings": findings, "sound": report.sound}
-        print(json.dumps(told))
+        print(json_line(told))
     else:
         *lines, verdict = map(printable, report.lines())
         for line in () if quiet and report.sound else lines:

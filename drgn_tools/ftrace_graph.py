@@ -19,8 +19,9 @@ from typing import NamedTuple
 from drgn import FaultError
 
 from drgn_tools.ftrace_memory import TraceBuffer, TraceEvent
-from drgn_tools.ftrace_text import TORN, Printer, clean
+from drgn_tools.ftrace_text import TORN, Printer
 from drgn_tools.ring_buffer import RingEvent
+from drgn_tools.text import printable, printable_lines
 
 # Options of the tracer, in struct tracer_flags.
 _OVERRUN, _CPU, _OVERHEAD, _PROC, _DURATION, _ABS_TIME = (1 << i for i in range(6))
@@ -96,7 +97,7 @@ class Graph:
 
     def header(self) -> Iterator[str]:
         """The lines that the trace file begins with."""
-        yield f"# tracer: {self._printer.style.buffer.tracer}"
+        yield f"# tracer: {printable(self._printer.style.buffer.tracer)}"
         yield "#"
         if not self._context:
             return
@@ -180,13 +181,13 @@ class Graph:
                 shown = self._exit(event, pid, item.exit)
             else:
                 shown = self._comment(event, pid)
-            yield clean(shown)
+            yield printable_lines(shown)
 
     def _cpu(self, cpu: int) -> str:
         return f" {cpu:{self._cpu_width}d}) "
 
     def _proc(self, pid: int) -> str:
-        name = f"{self._printer.commands.get(pid)[:7]}-{pid}"
+        name = f"{printable(self._printer.commands.get(pid))[:7]}-{pid}"
         spaces = max(14 - len(name), 0)
         return " " * (spaces // 2) + name + " " * (spaces - spaces // 2)
 

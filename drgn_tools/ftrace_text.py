@@ -40,6 +40,7 @@ from drgn_tools.print_fmt import (
     text,
 )
 from drgn_tools.ring_buffer import RingEvent, number
+from drgn_tools.text import printable, printable_lines
 from drgn_tools.variables import for_each_online_cpu
 
 Print = Callable[[RingEvent], str]
@@ -253,14 +254,6 @@ _TRAMPOLINES = (
 )
 
 
-def clean(line: str) -> str:
-    """Escape what would drive a terminal, but for tabs and ends of lines."""
-    return "".join(
-        c if c.isprintable() or c in "\t\n" else c.encode("unicode_escape").decode()
-        for c in line
-    )
-
-
 def _says(prog: Program, what: bytes) -> bool:
     # Whether the kernel has such a string: what it prints tells what it knows.
     known = prog.cache.setdefault("drgn_tools_rodata", {})
@@ -361,7 +354,7 @@ def latency(flags: int, preempt_count: int, style: Style) -> str:
 
 def header(prog: Program, style: Style, entries: int, written: int) -> Iterator[str]:
     """The lines that the trace file begins with."""
-    yield f"# tracer: {style.buffer.tracer}"
+    yield f"# tracer: {printable(style.buffer.tracer)}"
     yield "#"
     if not style.context:
         return
@@ -464,7 +457,8 @@ class Printer:
         try:
             type_ = self._entry.unpack_from(event.data)[0]
             self.kernel.show_pointers(self.style.hashed)
-            return clean((self._printers.get(type_) or self._printer(type_))(event))
+            line = (self._printers.get(type_) or self._printer(type_))(event)
+            return printable_lines(line)
         except TORN as error:
             self.torn += 1
             return f"a torn record: {error}"
@@ -523,7 +517,7 @@ class Printer:
                 self.torn += 1
                 line += f"a torn record: {error}\n"
             whole = line[-1:] == "\n" and line[:-1].isprintable()
-            yield line if whole else clean(line)
+            yield line if whole else printable_lines(line)
 
     def notes(self) -> Iterator[str]:
         """What of the records is not as the kernel shows it."""
@@ -535,7 +529,7 @@ class Printer:
             yield f"{self.unknown} records are of events that this kernel has no longer"
 
     def _prefix(self, pid: int, cpu: int) -> str:
-        line = f"{self.commands.get(pid):>16}-{pid:<7d} "
+        line = f"{printable(self.commands.get(pid)):>16}-{pid:<7d} "
         if self.style.tgid:
             tgid = self.commands.tgid(pid)
             line += f"({tgid:7d}) " if tgid else "(-------) "
@@ -1089,7 +1083,7 @@ def _switch(arrow: str) -> Callable[[Printer, TraceEvent], Print]:
                 _STATES[state] if state < len(_STATES) else "?"
                 for state in (data[at["prev_state"]], data[at["next_state"]])
             )
-            comm = printer.commands.get(then)
+            comm = printable(printer.commands.get(then))
             return (
                 f" {previous:7d}:{data[at['prev_prio']]:3d}:{before} {arrow} "
                 f"[{cpu:03d}] {then:7d}:{data[at['next_prio']]:3d}:{after} {comm}\n"

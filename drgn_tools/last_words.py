@@ -13,11 +13,7 @@ import re
 from typing import NamedTuple
 
 from drgn_tools.kernel_log import LogRecord
-
-
-def decoded(raw: bytes) -> str:
-    """Text of a kernel's, whatever its bytes."""
-    return raw.decode("utf-8", "backslashreplace")
+from drgn_tools.text import decoded
 
 
 def log_text(record: LogRecord) -> list[str]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, NoReturn
 
 from drgn_tools.errors import DumpError, OutputFull, Stopped
 from drgn_tools.start import start
-from drgn_tools.text import printable
+from drgn_tools.text import printable, verbatim
 
 if TYPE_CHECKING:
     from drgn_tools.extract import Summary
@@ -429,6 +429,8 @@ def _reassemble(given: _Given, talk: _Talk) -> None:
 def _create(given: _Given, talk: _Talk) -> None:
     targets = given.names[1:]
     options = given.options
+    if given.to_stdout and sys.stdout.isatty() and "--dry-run" not in options:
+        raise DumpError("standard output is a terminal")
     summary = _extract(
         given,
         talk,
@@ -633,7 +635,7 @@ def _dump_log(given: _Given, talk: _Talk) -> None:
         pieces = _limited(_pieces(log), given)
         if given.to_stdout:
             for piece in pieces:
-                _write_stdout(piece)
+                _write_stdout(verbatim(piece, sys.stdout))
         else:
             source, target = given.names
             check_target(target, "-f" in given.options, (source,))

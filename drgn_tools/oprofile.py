@@ -587,7 +587,6 @@ def print_dump(
 
 def _print_json(prog: Program, sysroot: str | None, by: By, out: File) -> None:
     import contextlib
-    import json
 
     from drgn_tools.oprofile_text import (
         count,
@@ -595,6 +594,7 @@ def _print_json(prog: Program, sysroot: str | None, by: By, out: File) -> None:
         sample_json,
         stats_json,
     )
+    from drgn_tools.text import json_line
 
     columns = _columns(by)
     profile = _Profile(prog, sysroot)
@@ -620,14 +620,14 @@ def _print_json(prog: Program, sysroot: str | None, by: By, out: File) -> None:
         "report": report,
     }
     # One by one: there may be many.
-    out.write(json.dumps(head)[:-1] + ', "samples": [')
+    out.write(json_line(head)[:-1] + ', "samples": [')
     separator = "\n"
     for sample in found:
-        out.write(separator + json.dumps(sample_json(sample)))
+        out.write(separator + json_line(sample_json(sample)))
         separator = ",\n"
     out.write('], "event_buffer": [')
     separator = "\n"
     for entry in pieces:
-        out.write(separator + json.dumps(entry_json(entry, profile.cookie)))
+        out.write(separator + json_line(entry_json(entry, profile.cookie)))
         separator = ",\n"
     out.write("]}\n")

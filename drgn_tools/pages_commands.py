@@ -61,11 +61,10 @@ def pages(
 
         say_written(image, save(page_map, image), quiet)
     if as_json:
-        import json
-
         from drgn_tools.page_map_text import page_map_json
+        from drgn_tools.text import json_line
 
-        print(json.dumps(page_map_json(page_map)))
+        print(json_line(page_map_json(page_map)))
     elif image is None or not quiet:
         from drgn_tools.page_map_text import page_map_lines
         from drgn_tools.text import styled

@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Callable
 
 from drgn_tools.errors import DumpError
+from drgn_tools.text import printable
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -30,7 +31,8 @@ class _Exit(DumpError, SystemExit):
     # An error that ends drgn -e with one line where nobody catches it.
     def __init__(self, family: str, message: str) -> None:
         super().__init__(message)
-        self.code = f"{family}: {message}"
+        # Which Python prints.
+        self.code = f"{family}: {printable(message)}"
 
 
 def _interactive(prog: Program) -> bool:
@@ -87,6 +89,4 @@ def one_line(error: Exception) -> str:
 
 def say(family: str, text: str) -> None:
     """One line on standard error."""
-    from drgn_tools.text import printable
-
     print(f"{family}: {printable(text)}", file=sys.stderr)

@@ -75,7 +75,7 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int | None) -> None:
-        self._what = what
+        self._what = printable(what)
         self._total = total
         self._start = time.monotonic()
         self._next = self._start + _INTERVAL

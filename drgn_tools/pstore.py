@@ -157,16 +157,14 @@ def _note(text: str) -> None:
 
 
 def _write_text(file: _File, data: bytes) -> None:
-    # As it is, but for what would drive a terminal.
-    binary = getattr(file, "buffer", None)
-    terminal = getattr(file, "isatty", bool)()
-    if binary is not None and not terminal:
-        file.flush()  # type: ignore[attr-defined]
-        binary.write(data)
-        return
-    from drgn_tools.pstore_text import decoded, text_of
+    from drgn_tools.text import decoded, verbatim
 
-    file.write(text_of(data) if terminal else decoded(data))
+    binary = getattr(file, "buffer", None)
+    if binary is None:
+        file.write(decoded(verbatim(data, file)))
+        return
+    file.flush()  # type: ignore[attr-defined]
+    binary.write(verbatim(data, file))
 
 
 def _ecc(ecc: tuple[int, int, int, int] | None) -> reed_solomon.Ecc | None:
@@ -1491,9 +1489,8 @@ def _print_json(
     last: int | None = None,
     only: Sequence[str] = (),
 ) -> None:
-    import json
-
     from drgn_tools import pstore_text as text
+    from drgn_tools.text import decoded, json_line
 
     trace = _trace_if_any(prog, pstore, boot, only)
     zones = []
@@ -1515,12 +1512,12 @@ def _print_json(
         kind: [] for kind in ("dmesg", "console", "pmsg") if not only or kind in only
     }
     for record in _in_order(prog, only):
-        entry = {**record._asdict(), "text": text.decoded(record.text)}
+        entry = {**record._asdict(), "text": decoded(record.text)}
         logs.setdefault(record.kind, []).append(entry)
     head: dict[str, Any] = {"backend": pstore.backend, "notes": pstore.notes}
     if not only or "zones" in only:
         head["zones"] = zones
-    out.write(json.dumps({**head, **logs})[:-1])
+    out.write(json_line({**head, **logs})[:-1])
     if trace is None:
         out.write("}\n")
         return
@@ -1538,7 +1535,7 @@ def _print_json(
         "lost_total": trace.lost_total,
         "lost": [gap._asdict() for gap in trace.gaps],
     }
-    out.write(', "ftrace": ' + json.dumps(ftrace)[:-1] + ', "records": [')
+    out.write(', "ftrace": ' + json_line(ftrace)[:-1] + ', "records": [')
     separator = "\n"
     chosen = _select(trace, "all" if boot is None else boot, None, last)
     for number, shift in reversed(trace.shifts.items()):

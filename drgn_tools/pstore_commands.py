@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -12,7 +11,7 @@ import click
 
 from drgn_tools import options
 from drgn_tools.decoding import decoder
-from drgn_tools.text import printable
+from drgn_tools.text import decoded, json_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -334,7 +333,7 @@ def _raw_text(
             title, content = text.dmesg_title(zone, record), record.text
         elif zone.kind == "dmesg":
             title += ": no record's header"
-        print(f"{between}== {title}", file=out)
+        print(f"{between}== {printable(title)}", file=out)
         between = "\n"
         if zone.kind == "pmsg" and is_logcat(content):
             for message in logcat_messages(content):
@@ -364,7 +363,7 @@ def _raw_text(
         while chunk := list(islice(lines, 4096)):
             out.write("\n".join(chunk) + "\n")
     for note in text.trace_notes(merged):
-        print(f"note: {note}", file=sys.stderr)
+        print(printable(f"note: {note}"), file=sys.stderr)
 
 
 def _raw_export(trace: _Traced, path: str) -> str:
@@ -392,7 +391,7 @@ def _raw_export(trace: _Traced, path: str) -> str:
         )
     missing = function_trace.write(path, format_of("pstore", path), boots, fmt)
     for note in [*text.trace_notes(trace.merged), *missing]:
-        print(f"note: {note}", file=sys.stderr)
+        print(printable(f"note: {note}"), file=sys.stderr)
     return function_trace.summary(path, boots)
 
 
@@ -415,7 +414,7 @@ def _raw_json(
             continue
         entry: dict[str, Any] = {
             "zone": zone.number,
-            "text": text.decoded(zone.content),
+            "text": decoded(zone.content),
         }
         if zone.kind == "pmsg" and is_logcat(zone.content):
             entry["messages"] = [
@@ -431,7 +430,7 @@ def _raw_json(
         head["zones"] = [text.zone_json(zone) for zone in region.zones]
     head.update(logs)
     if "ftrace" not in wanted:
-        out.write(json.dumps(head) + "\n")
+        out.write(json_line(head) + "\n")
         return
     merged, fmt = trace.merged, trace.fmt
     numbers = text.boots(merged.records)
@@ -453,7 +452,7 @@ def _raw_json(
         "lost": [gap._asdict() for gap in merged.lost],
     }
     # Records one by one: there may be millions.
-    out.write(json.dumps(head)[:-1] + ', "ftrace": ' + json.dumps(ftrace)[:-1])
+    out.write(json_line(head)[:-1] + ', "ftrace": ' + json_line(ftrace)[:-1])
     out.write(', "records": [')
     separator = "\n"
     chosen = trace.chosen()

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,26 +18,18 @@ from drgn_tools.pstore_records import (
     addresses,
 )
 from drgn_tools.ramoops import Zone
-from drgn_tools.text import binary_size
-
-# And what turns the direction of text around.
-_CONTROL = re.compile(
-    r"[^\n\t -~\xa0-\u200d\u2010-\u2027\u202f-\u2065\u2070-\U0010ffff]"
+from drgn_tools.text import (
+    binary_size,
+    decoded,
+    json_line,
+    printable,
+    printable_lines,
 )
 
 
 def text_of(data: bytes) -> str:
     """Foreign text as it is, but for what would drive a terminal."""
-
-    def escaped(match: re.Match[str]) -> str:
-        return match[0].encode("unicode_escape").decode()
-
-    return _CONTROL.sub(escaped, decoded(data))
-
-
-def decoded(data: bytes) -> str:
-    """Foreign text for JSON, which escapes it."""
-    return data.decode("utf-8", "backslashreplace")
+    return printable_lines(decoded(data))
 
 
 def zone_state(zone: Zone) -> str:
@@ -136,7 +126,7 @@ def logcat_line(message: LogcatMessage) -> str:
     text = text_of(message.message.rstrip(b"\n"))
     return (
         f"{message.seconds}.{message.nanoseconds:09} {message.pid:5} {message.tid:5} "
-        f"{level} {text_of(message.tag)}: {text}"
+        f"{level} {printable(decoded(message.tag))}: {text}"
     )
 
 
@@ -214,7 +204,7 @@ def trace_json(
             }
             if function is not None and caller is not None:
                 record.update(function=function(ip), caller=caller(parent))
-            yield json.dumps(record)
+            yield json_line(record)
 
 
 def boots(records: FtraceArray) -> list[int]:

@@ -14,7 +14,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from drgn_tools.export.report_page import Chain, Flame, Frame, Hint, Lines, Table
-from drgn_tools.last_words import decoded
 from drgn_tools.report_draft import (
     Draft,
     Dump,
@@ -23,7 +22,7 @@ from drgn_tools.report_draft import (
     reason,
     utc,
 )
-from drgn_tools.text import binary_size, plural
+from drgn_tools.text import binary_size, decoded, plural
 
 if TYPE_CHECKING:
     from drgn import Object, Program

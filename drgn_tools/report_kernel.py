@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Callable, NamedTuple
 from drgn_tools.errors import DumpError
 from drgn_tools.export.report_page import Hint, Lines, Picture, Table
 from drgn_tools.kernel_log import dump_log, log_records, panic_line
-from drgn_tools.last_words import decoded, last_words, log_text
+from drgn_tools.last_words import last_words, log_text
 from drgn_tools.program import missing_symbols
 from drgn_tools.report_draft import (
     Draft,
@@ -27,7 +27,7 @@ from drgn_tools.report_draft import (
     reason,
     value,
 )
-from drgn_tools.text import binary_size, plural
+from drgn_tools.text import binary_size, decoded, plural
 from drgn_tools.vmcore import Vmcore
 
 if TYPE_CHECKING:

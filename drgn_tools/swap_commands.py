@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import click
 
 from drgn_tools import options
 from drgn_tools.decoding import decoder
-from drgn_tools.text import parse_address, parse_size, printable
+from drgn_tools.text import json_line, parse_address, parse_size, printable
 
 if TYPE_CHECKING:
     from drgn import Object, Program
@@ -177,7 +176,7 @@ def _list(prog: Program, as_json: bool) -> None:
 
     if as_json:
         tasks = [task._asdict() for task in helpers.for_each_swap_task(prog)]
-        sys.stdout.write(json.dumps({"tasks": tasks}) + "\n")
+        sys.stdout.write(json_line({"tasks": tasks}) + "\n")
     else:
         helpers.swap_tasks(prog, file=sys.stdout)
 
@@ -194,8 +193,7 @@ def _print_json(task: Object, address: int, size: int | None) -> None:
         "pages": helpers.totals(ranges),
         "ranges": [{**one._asdict(), "pages": one.pages} for one in ranges],
     }
-    json.dump(out, sys.stdout)
-    sys.stdout.write("\n")
+    sys.stdout.write(json_line(out) + "\n")
 
 
 def _write(task: Object, address: int, size: int, path: str, quiet: bool) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drgn_tools.errors import DumpError
+from drgn_tools.text import printable
 
 # A System.map has 150,000 lines.
 _MAX_FILE = 1 << 28
@@ -140,7 +141,7 @@ def load(path: str) -> Symbols:
         functions = _elf(path)
     else:
         functions = [
-            (int(address, 16), name.decode("ascii", "backslashreplace"))
+            (int(address, 16), printable(name.decode("ascii", "backslashreplace")))
             for address, name in _LINE.findall(content)
         ]
     if not functions:
@@ -221,7 +222,8 @@ def _elf(path: str) -> list[tuple[int, str]]:
                 symbols["name"][wanted].tolist(), symbols["value"][wanted].tolist()
             ):
                 end = names.find(b"\0", start, start + _MAX_NAME)
-                name = names[start : max(end, start)].decode("ascii", "replace")
+                raw = names[start : max(end, start)]
+                name = printable(raw.decode("ascii", "replace"))
                 if name:
                     functions.append((value, name))
     except (ELFError, OSError, ValueError, KeyError) as error:

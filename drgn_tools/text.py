@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TextIO
+from typing import Any, TextIO
 
 # Numbers of ECMA-48's "select graphic rendition".
 _STYLES = {"bold": "1", "red": "1;31", "yellow": "33", "green": "32"}
 _UNITS = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30}
 _SIZE = re.compile(r"(0x[0-9a-f]{1,16}|[0-9]{1,18})([bkmg]?)", re.I)
 _ADDRESS = re.compile(r"(0x)?[0-9a-f]{1,16}", re.I)
+# What is printed as it is, but for some of it.
+_FOREIGN = re.compile(r"[^\n\t -~]+")
 
 
 def binary_size(size: int) -> str:
@@ -57,11 +59,51 @@ def percent(part: int, whole: int) -> str:
     return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
 
 
-def printable(text: str) -> str:
-    """*text* on one line, with nothing in it that would drive a terminal."""
+def decoded(data: bytes) -> str:
+    """Foreign text; what is no UTF-8 of it as ``\\x`` and hexadecimal digits."""
+    return data.decode("utf-8", "backslashreplace")
+
+
+# What is printed of a dump goes through one of these, wherever it is printed to:
+# terminals get to see what is in pipes and files, too.
+
+
+def _escaped(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def printable(text: str) -> str:
+    """*text* on one line, with nothing in it that would drive a terminal."""
+    return text if text.isprintable() else _escaped(text)
+
+
+def printable_lines(text: str) -> str:
+    """The same of text of several lines: their ends and tabs stay."""
+    return _FOREIGN.sub(lambda match: _escaped(match[0]), text)
+
+
+def json_line(value: Any) -> str:
+    """*value* on one line, in ASCII."""
+    # Takes a while to import.
+    import json
+
+    # What json leaves is one character that is not printable.
+    return json.dumps(value).replace("\x7f", "\\u007f")
+
+
+def verbatim(data: bytes, file: object) -> bytes:
+    """
+    Text that is what the kernel or another program has of it, byte for byte, in a file
+    or a pipe; on a terminal, it is escaped.
+
+    :param file: where it is to be printed.
+    """
+    if not getattr(file, "isatty", bool)():
+        return data
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    return printable_lines(decoded(data)).encode(encoding, "backslashreplace")
 
 
 def styled(text: str, style: str, file: TextIO | None) -> str:

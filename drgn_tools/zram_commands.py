@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -11,7 +10,7 @@ import click
 
 from drgn_tools import options
 from drgn_tools.decoding import decoder
-from drgn_tools.text import printable
+from drgn_tools.text import json_line, printable
 
 if TYPE_CHECKING:
     from drgn import Object, Program
@@ -200,8 +199,8 @@ def _print_json(prog: Program, device: str | None, streams: bool, out: TextIO) -
         devices = list(helpers.for_each_zram(prog))
     else:
         devices = [helpers.find_zram(prog, device)]
-    json.dump({"devices": [_device(zram, streams) for zram in devices]}, out)
-    out.write("\n")
+    told = [_device(zram, streams) for zram in devices]
+    out.write(json_line({"devices": told}) + "\n")
 
 
 def _device(zram: Object, streams: bool) -> dict[str, Any]:

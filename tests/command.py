@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Callable, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 COMMAND = (sys.executable, "-m", "drgn_tools")
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,38 +46,43 @@ def drgn_tools_forked(*arguments: object) -> Outcome:
     Run it in a copy of this process: all the same but for the start of Python,
     for tests that run it hundreds of times.
     """
-    from drgn_tools.__main__ import main
-
-    return _forked(main, "drgn-tools", *arguments)
+    return _forked("drgn-tools", *arguments)
 
 
 def makedumpfile_forked(*arguments: object) -> Outcome:
     """The same for drgn-makedumpfile."""
-    from drgn_tools.makedumpfile import main
-
-    return _forked(main, "drgn-makedumpfile", *arguments)
+    return _forked("drgn-makedumpfile", *arguments)
 
 
-def _forked(main: Callable[[], NoReturn], name: str, *arguments: object) -> Outcome:
+def run_as(program: str, *arguments: object) -> NoReturn:
+    """Be a program, in a process that was forked for it, with streams 1 and 2."""
+    status = 99
+    try:
+        from drgn_tools import __main__, makedumpfile
+
+        mains = {"drgn-tools": __main__, "drgn-makedumpfile": makedumpfile}
+        sys.stdout = os.fdopen(1, "w", buffering=1)
+        # As Python makes it.
+        sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")
+        # That it reaches the disk is not what this is for, and slow.
+        os.fsync = lambda fd: None
+        sys.argv = [program, *map(str, arguments)]
+        mains[program].main()
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 98
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _forked(program: str, *arguments: object) -> Outcome:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if not pid:
-            status = 99
-            try:
-                os.dup2(out.fileno(), 1)
-                os.dup2(err.fileno(), 2)
-                sys.stdout = os.fdopen(1, "w", buffering=1)
-                sys.stderr = os.fdopen(2, "w", buffering=1)
-                # That it reaches the disk is not what this is for, and slow.
-                os.fsync = lambda fd: None
-                sys.argv = [name, *map(str, arguments)]
-                main()
-            except SystemExit as error:
-                status = error.code if isinstance(error.code, int) else 98
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            run_as(program, *arguments)
         _, status = os.waitpid(pid, 0)
         texts = []
         for file in (out, err):

@@ -7,14 +7,12 @@ import ast
 import os
 import re
 import stat
-import unicodedata
 from pathlib import Path
 
 import pytest
 
-from drgn_tools.text import printable
 from tests.command import ROOT, Outcome, drgn_tools_forked, makedumpfile_forked
-from tests.synthetic import MIB, Machine, prstatus, write_elf
+from tests.synthetic import MIB, Machine, write_elf
 
 SOURCES = sorted([*ROOT.glob("drgn_tools/**/*.py"), ROOT / "_drgn_tools.py"])
 # What makes code, commands or objects of data.
@@ -154,46 +152,6 @@ def test_target_that_is_no_file(
     assert outcome.stderr.count("\n") == 1
     assert not out.is_file()
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
-
-
-HOSTILE = (
-    "\x1b]0;owned\x07\x1b[2J\x1b[31m\x9b31m\x08\r\x7f\x00\x85"
-    "\u202e\u2066\u200f\ufeff\u2028\U000e0041"
-)
-
-
-def assert_harmless(text: str) -> None:
-    for character in text:
-        assert character in "\n\t" or unicodedata.category(character)[0] != "C", text
-        assert unicodedata.category(character) not in ("Zl", "Zp")
-
-
-def test_printable() -> None:
-    """All that drives a terminal is a Unicode category of its own."""
-    assert_harmless(printable(HOSTILE))
-    assert_harmless(printable("".join(map(chr, range(0xD800)))))
-
-
-@pytest.mark.parametrize("options", [["info"], ["info", "--json"], ["dmesg"]])
-def test_hostile_strings(options: list[str], tmp_path: Path) -> None:
-    """Of what the dump says of its kernel."""
-    made = Machine(ram=((0, 8 * MIB),))
-    keys = {
-        **made.keys,
-        "OSRELEASE": "6.6" + HOSTILE.replace("\0", "").replace("\r", ""),
-    }
-    made.loads()
-    made.keys.clear()
-    made.keys.update(keys)
-    path = tmp_path / "vm\x1b[2Jcore"
-    write_elf(path, made.loads()[1:], made.notes())
-    outcome = drgn_tools_forked(*options, path)
-    assert_harmless(outcome.stdout)
-    assert_harmless(outcome.stderr)
-    write_elf(path, made.loads()[1:], prstatus(1))
-    outcome = drgn_tools_forked("extract", "-d1", path, tmp_path / "o\x1b[2Jut")
-    assert_harmless(outcome.stdout)
-    assert_harmless(outcome.stderr)
 
 
 def test_dependencies_are_bounded() -> None:

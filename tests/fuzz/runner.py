@@ -15,6 +15,7 @@ import contextlib
 import gc
 import hashlib
 import json
+import math
 import mmap
 import os
 import random
@@ -47,7 +48,7 @@ _BATCH = 100_000
 _BATCH_SECONDS = 60.0
 # One of so many inputs is traced: of a reader's first ones, and of the others. Hardly
 # any of those reaches anything new, and it takes as long as three to ten that are not.
-_TRACED_FIRST, _TRACED_LATER = 32, 256
+_TRACED_FIRST, _TRACED_LATER = 32, 128
 _FIRST = 100_000
 # After so many inputs, what refers to itself is collected: until then it keeps its
 # files open, and its memory.
@@ -173,8 +174,8 @@ class Tracer:
 
 
 class _Corpus:
-    # Inputs, the seeds first. Each is taken as often as leaves it as much time as
-    # another, in bounds: many quick inputs find more than few slow ones.
+    # Inputs, the seeds first. One that takes four times as long is taken half as often:
+    # many quick inputs find more than few slow ones, but those reach more.
 
     def __init__(self, reader: Reader, seeds: Sequence[bytes]) -> None:
         self.all = list(seeds)
@@ -182,7 +183,7 @@ class _Corpus:
         self._seeds = len(seeds)
         seconds = [self._time(data) for data in seeds]
         median = sorted(seconds)[len(seconds) // 2]
-        self._least, self._most = median / 4, median * 8
+        self._least, self._most = median / 4, max(median * 8, 1e-6)
         self._weights = list(accumulate(map(self._weight, seconds)))
 
     def _time(self, data: bytes) -> float:
@@ -193,7 +194,7 @@ class _Corpus:
         return time.process_time() - before
 
     def _weight(self, seconds: float) -> float:
-        return 1 / min(max(seconds, self._least, 1e-6), max(self._most, 1e-6))
+        return 1 / math.sqrt(min(max(seconds, self._least, 1e-6), self._most))
 
     def add(self, data: bytes) -> None:
         """One more."""

@@ -7,14 +7,24 @@ what is there.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 import pytest
+from drgn import Object
 
-from drgn_tools import kernel_log, pages, print_fmt, pstore, ramoops, symbols, verify
+from drgn_tools import (
+    kernel_log,
+    pages,
+    print_fmt,
+    pstore,
+    ramoops,
+    symbols,
+    verify,
+    zram,
+)
 from drgn_tools.errors import DumpError
 from drgn_tools.formats import elf, flattened, kdump
 from drgn_tools.ftrace_text import TORN
@@ -28,6 +38,7 @@ from tests.fuzz.readers import machine
 from tests.synthetic import MIB, PAGE, VMEMMAP, Machine, vmcoreinfo_text, write_kdump
 from tests.test_print_fmt import FIELDS, Kernel
 from tests.test_pstore_raw import elf_with_symbols
+from tests.zram_kernel import ZramKernel
 
 
 def refused(work: Callable[[], object]) -> str:
@@ -485,3 +496,26 @@ def test_whole_plan_of_hostile_mem_section(tmp_path: Path) -> None:
         return ""
 
     assert refused(work)
+
+
+@pytest.mark.parametrize(
+    ("work", "found"),
+    [(zram.for_each_zram_slot, 1 << 15), (zram.for_each_zram_orphan, 0)],
+)
+def test_zram_device_without_its_table(
+    work: Callable[[Object], Iterable[object]], found: int
+) -> None:
+    """Up to a million slots that are not there are told one by one."""
+    kernel = ZramKernel(slots=12)
+
+    def read() -> None:
+        for count in (1 << 34, 1 << 33, 1 << 31):
+            kernel.set(kernel.zram, "struct zram", disksize=count * PAGE)
+            kernel.prog.cache.clear()
+            with pytest.raises(LookupError, match="its memory is damaged"):
+                list(work(kernel.device))
+        kernel.set(kernel.zram, "struct zram", disksize=PAGE << 15)
+        kernel.prog.cache.clear()
+        assert len(list(work(kernel.device))) == found
+
+    within_limits(read)

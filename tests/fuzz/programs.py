@@ -22,9 +22,12 @@ import numpy as np
 import numpy.typing as npt
 from drgn import FaultError, Program
 
-from drgn_tools import oprofile, pstore, ring_buffer, swap, zram, zsmalloc
+from drgn_tools import ftrace, oprofile, pstore, ring_buffer, swap, zram, zsmalloc
 from drgn_tools.errors import DumpError
+from drgn_tools.ftrace_memory import Commands, TraceEvents
+from drgn_tools.kernel_symbols import KernelSymbols
 from tests import test_oprofile, test_pstore, test_swap, test_zram
+from tests.fuzz.kernels import EventsKernel, SymbolsKernel
 from tests.oprofile_kernel import ESCAPE, OprofileKernel, words
 from tests.pstore_kernel import KERNEL
 from tests.ring_kernel import Data, Extend, PageOf, RingKernel, Stamp
@@ -265,6 +268,43 @@ def _oprofile_kernels() -> Iterable[Fake]:
         yield Fake(prog, [kernel.memory], works)
 
 
+def _event_kernels() -> Iterable[Fake]:
+    for tracer in ("nop", "function_graph"):
+        kernel = EventsKernel(tracer)
+        prog = kernel.prog
+
+        def tables(prog: Program = prog) -> None:
+            events, commands = TraceEvents(prog), Commands(prog)
+            assert len(events.common) <= 1024
+            for number in range(12):
+                events.get(number)
+                commands.get(39 + number)
+            commands.known()
+
+        works = [
+            tables,
+            _printed(ftrace.ftrace_dump, prog),
+            _drained(functools.partial(ftrace.for_each_ftrace_event, prog)),
+            _drained(functools.partial(ftrace.for_each_ftrace_buffer, prog)),
+        ]
+        yield Fake(prog, [kernel.memory], works)
+
+
+def _symbol_kernels() -> Iterable[Fake]:
+    for absolute in (False, True):
+        kernel = SymbolsKernel(absolute=absolute)
+        _quick(kernel)
+
+        def symbols(prog: Program = kernel.prog) -> None:
+            found = KernelSymbols(prog)
+            for address in (KERNEL + 0x1050, 0xFFFFFFFFC0004010, 0):
+                found.find(address)
+            for _ in found.all():
+                pass
+
+        yield Fake(kernel.prog, [kernel.memory], [symbols])
+
+
 #: By name.
 FAMILIES = {
     "ring buffer": Family(_ring_kernels),
@@ -272,4 +312,6 @@ FAMILIES = {
     "zram memory": Family(_zram_kernels),
     "swap memory": Family(_swap_kernels),
     "oprofile memory": Family(_oprofile_kernels),
+    "ftrace events": Family(_event_kernels),
+    "kallsyms": Family(_symbol_kernels),
 }

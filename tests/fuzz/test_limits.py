@@ -6,6 +6,7 @@ what is there.
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from drgn import Object
 
 from drgn_tools import (
+    ftrace,
     kernel_log,
     pages,
     print_fmt,
@@ -28,11 +30,13 @@ from drgn_tools import (
 from drgn_tools.errors import DumpError
 from drgn_tools.formats import elf, flattened, kdump
 from drgn_tools.ftrace_text import TORN
+from drgn_tools.kernel_symbols import KernelSymbols
 from drgn_tools.plan import find_struct_pages, make_plan
 from drgn_tools.translate import Translator
 from drgn_tools.vmcore import open_vmcore
 from drgn_tools.vmcoreinfo import Vmcoreinfo
 from tests import regions, test_pstore
+from tests.fuzz.kernels import EventsKernel, SymbolsKernel
 from tests.fuzz.limits import within_limits
 from tests.fuzz.readers import machine
 from tests.synthetic import MIB, PAGE, VMEMMAP, Machine, vmcoreinfo_text, write_kdump
@@ -519,3 +523,42 @@ def test_zram_device_without_its_table(
         assert len(list(work(kernel.device))) == found
 
     within_limits(read)
+
+
+def names_of(kernel: SymbolsKernel) -> Callable[[], str]:
+    """Modules of which there are symbols."""
+
+    def work() -> str:
+        found = KernelSymbols(kernel.prog).all()
+        return " ".join(sorted({module for _, _, module in found if module}))
+
+    return work
+
+
+def test_modules_that_lead_to_each_other() -> None:
+    kernel = SymbolsKernel(absolute=False)
+    assert within_limits(names_of(kernel)) == "module0 module1"
+    kernel.put("struct list_head", kernel.nodes[2], next=kernel.nodes[1])
+    assert within_limits(names_of(kernel)) == "module0 module1"
+
+
+@pytest.mark.parametrize("count", [0, 1 << 21, (1 << 32) - 1])
+def test_module_with_as_many_symbols_as_it_says(count: int) -> None:
+    kernel = SymbolsKernel(absolute=True)
+    kernel.put("struct mod_kallsyms", kernel.tables[0], num_symtab=count)
+    assert within_limits(names_of(kernel)) == "module1"
+
+
+@pytest.mark.parametrize("name", ["ftrace_events", "ftrace_trace_arrays"])
+def test_list_that_leads_below_the_first_address(name: str) -> None:
+    kernel = EventsKernel("nop")
+    _, head = kernel.variables[name]
+    kernel.put("list_head", head, next=1)
+
+    def work() -> str:
+        out = io.StringIO()
+        ftrace.ftrace_dump(kernel.prog, file=out)
+        return out.getvalue()
+
+    said = within_limits(work)
+    assert said.startswith("# tracer: nop\n")

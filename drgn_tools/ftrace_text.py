@@ -255,6 +255,9 @@ _TRAMPOLINES = (
 
 def clean(line: str) -> str:
     """Escape what would drive a terminal, but for tabs and ends of lines."""
+    # Nearly all of them are; what has to be looked at takes ten times as long.
+    if line[:-1].isprintable() and (line[-1:] == "\n" or line.isprintable()):
+        return line
     return "".join(
         c if c.isprintable() or c in "\t\n" else c.encode("unicode_escape").decode()
         for c in line
@@ -522,8 +525,7 @@ class Printer:
             except TORN as error:
                 self.torn += 1
                 line += f"a torn record: {error}\n"
-            whole = line[-1:] == "\n" and line[:-1].isprintable()
-            yield line if whole else clean(line)
+            yield clean(line)
 
     def notes(self) -> Iterator[str]:
         """What of the records is not as the kernel shows it."""

@@ -76,6 +76,7 @@ _EVENTS: Sequence[tuple[str, int, str, str, str, Fields]] = (
         (("__probe_ip", "unsigned long", 8, 8), ("a", "s32", 16, 4)),
     ),
 )
+_GRAPHED, _PLAIN = (2, 3, 4, 6, 7, 8, 9), (1, 5, 9, 10, 99)
 _OPTIONS = ("PRINT_PARENT", "ANNOTATE", "CONTEXT_INFO", "IRQ_INFO", "RECORD_TGID")
 _TYPES: dict[str, tuple[tuple[str, str], ...]] = {
     "trace_event": (("funcs", "long"), ("type", "int")),
@@ -129,7 +130,10 @@ _TYPES: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 class EventsKernel(RingKernel):
-    """A trace with events and names of tasks, and an instance that has it too."""
+    """
+    A trace with events and names of tasks; with *tracer* "nop" an instance that has it
+    too, with "function_graph" other events.
+    """
 
     CPUS = 1
 
@@ -143,8 +147,10 @@ class EventsKernel(RingKernel):
         for name in {kind for kind, *_ in _EVENTS if kind.endswith("_funcs")}:
             self.variables[name] = "u64", self.allocate(8)
         self._fields(self.variables["ftrace_common_fields"][1], _COMMON)
+        types = _GRAPHED if tracer == "function_graph" else _PLAIN
         for event in _EVENTS:
-            self._event(*event)
+            if event[1] in types:
+                self._event(*event)
         self._trace(tracer)
         self._tasks()
 
@@ -294,13 +300,18 @@ class EventsKernel(RingKernel):
             99: (1,),
         }
         records = []
+        types = _GRAPHED if tracer == "function_graph" else _PLAIN
         for type_, body in bodies.items():
+            if type_ not in types:
+                continue
             entry = struct.pack(head, type_, type_ & 0x1F, type_ & 1, 40 + type_ % 3)
             records.append(Data(entry + struct.pack(f"<{len(body)}Q", *body), 700))
-        self.cpu(0, PageOf(), [PageOf(records, time=5000)], commit=0, entries=11)
+        self.cpu(
+            0, PageOf(), [PageOf(records, time=5000)], commit=0, entries=len(records)
+        )
         clocks = self.put("trace_clock", name=self.string("local"), in_ns=1)
         self.variables["trace_clocks"] = "array 1 struct trace_clock", clocks
-        for name in ("", "other"):
+        for name in ("", "other") if tracer == "nop" else ("",):
             array = self.put(
                 "trace_array",
                 name=self.string(name) if name else 0,

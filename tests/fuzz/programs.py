@@ -203,7 +203,7 @@ def _zram_kernels() -> Iterable[Fake]:
         ("5.10", "lzo-rle", ILP32),
     ):
         kernel = ZramKernel(
-            era, algorithms=[algorithm], frames=256, slots=12, platform=platform
+            era, algorithms=[algorithm], frames=256, slots=6, platform=platform
         )
         _quick(kernel)
         test_zram.filled(kernel, algorithm)
@@ -212,7 +212,7 @@ def _zram_kernels() -> Iterable[Fake]:
         device, pool, prog = kernel.device, kernel.zs_pool, kernel.prog
         works = [
             _begun(functools.partial(zram.for_each_zram_slot, device)),
-            functools.partial(zram.zram_read_many, device, 0, 12),
+            functools.partial(zram.zram_read_many, device, 0, 6),
             _drained(functools.partial(zram.for_each_zram_stream, device)),
             _drained(functools.partial(zram.for_each_zram_orphan, device)),
             _printed(zram.zram_devices, prog),
@@ -225,11 +225,11 @@ def _swap_kernels() -> Iterable[Fake]:
     for era in ("6.12", "5.10", "6.1", "7.2"):
         kernel = SwapKernel(era)
         _quick(kernel)
-        for number in range(4):
+        for number in range(2):
             pfn = kernel.frame(test_swap.content(number))
             kernel.entry(START + number * PAGE, pfn << 12 | 0x67)
-        for number, slot in enumerate((3, 64, 700, 9)):
-            kernel.swap_out(START + (4 + number) * PAGE, slot)
+        for number, slot in enumerate((3, 64, 700)):
+            kernel.swap_out(START + (2 + number) * PAGE, slot)
         kernel.swap_cache(3, kernel.frame(test_swap.content(9)))
         data = test_swap.lz4(64)
         pfn = kernel.frame(bytes(64) + (64).to_bytes(8, "little") + data)
@@ -237,8 +237,8 @@ def _swap_kernels() -> Iterable[Fake]:
         kernel.zswap({64: entry})
         task = kernel.task
         works = [
-            _drained(functools.partial(swap.swap_pages, task, START, 12 * PAGE)),
-            functools.partial(swap.swap_read, task, START + 9, 5 * PAGE),
+            _drained(functools.partial(swap.swap_pages, task, START, 6 * PAGE)),
+            functools.partial(swap.swap_read, task, START + 9, 4 * PAGE),
             _drained(functools.partial(swap.swap_map, task)),
         ]
         yield Fake(kernel.prog, [kernel.memory], works)

@@ -119,8 +119,8 @@ def run_line(line: Line, dump: str, out: str) -> Outcome:
 # --- readers ----------------------------------------------------------------------
 
 
-# Of so many inputs, one has worker processes.
-_FORKED = 64
+#: Of so many inputs, one has worker processes.
+FORKED = 64
 
 
 def _no_process() -> int:
@@ -134,7 +134,7 @@ def _quick(data: bytes) -> Iterator[None]:
     before: Any = os.fsync, os.fork
     changed: Any = os
     changed.fsync = lambda fd: None
-    if zlib.crc32(data) % _FORKED:
+    if zlib.crc32(data) % FORKED:
         changed.fork = _no_process
     try:
         yield

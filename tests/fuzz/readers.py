@@ -205,13 +205,14 @@ def _write_kdump(
     )
 
 
-_DEEP = 4
+#: Of so many dumps, one is read in depth.
+DEEP = 4
 
 
 def read_dump(data: bytes) -> None:
     """Any dump, through all that capture and info do with it but writing."""
-    # What is in its memory has readers of its own below; here, with one input of a few.
-    deep = zlib.crc32(data) % _DEEP == 0
+    # What is in its memory has readers of its own below.
+    deep = zlib.crc32(data) % DEEP == 0
     with as_file(data) as path, open_vmcore(path, part=True) as vmcore:
         attempt(vmcore.utsname)
         for run in vmcore.data_runs[:4]:

@@ -26,7 +26,9 @@ _MAX_FIELDS = 1024
 _MAX_INSTANCES = 1 << 12
 _MAX_STRING = 1 << 16
 
-_NOT_THERE = (LookupError, FaultError, AttributeError, TypeError, ValueError)
+# Lists may lead below the first address.
+_NO_MEMORY = (FaultError, OverflowError)
+_NOT_THERE = (*_NO_MEMORY, LookupError, AttributeError, TypeError, ValueError)
 
 
 class FtraceError(DumpError):
@@ -187,7 +189,7 @@ def _instances(prog: Program, head: Object, top: Object) -> list[Object]:
             if tr.address_ != top.value_():
                 found.append(tr.address_of_())
             address = number(tr.list, "next")
-    except FaultError:
+    except _NO_MEMORY:
         pass
     # The newest is the first in the list.
     found.reverse()
@@ -261,7 +263,7 @@ class TraceEvents:
                 kind = prog.read_u32(address - link + at)
                 self._addresses.setdefault(kind, address - link)
                 address = prog.read_word(address)
-        except FaultError:
+        except _NO_MEMORY:
             pass
 
     def get(self, type_: int) -> TraceEvent | None:

@@ -22,6 +22,7 @@ import drgn
 from drgn import (
     FaultError,
     MissingDebugInfoError,
+    Object,
     Program,
     ProgramFlags,
     Symbol,
@@ -32,6 +33,8 @@ from drgn import (
 # What drgn raises when something is not in the dump, or not as it was.
 _NOT_THERE = (
     *(LookupError, FaultError, ValueError, AttributeError, TypeError, OSError),
+    # Of tables that are said to be larger than all memory, or to have nothing.
+    *(MemoryError, OverflowError, drgn.OutOfBoundsError),
     # Of damaged tables, where drgn has it.
     getattr(drgn, "BadDataError", ValueError),
 )
@@ -61,6 +64,16 @@ class Found(NamedTuple):
     @property
     def _suffix(self) -> str:
         return f" [{self.module}]" if self.module else ""
+
+
+# More than any module has: drgn makes room for as many as there are said to be.
+_MAX_SYMBOLS = 1 << 20
+
+
+def _symbol_count(module: Object) -> int:
+    # In struct module itself before 4.5.
+    whole = module.kallsyms if module.type_.type.has_member("kallsyms") else module
+    return int(whole.num_symtab.value_())
 
 
 # What linker scripts provide.
@@ -170,12 +183,18 @@ class KernelSymbols:
                     module_address_regions,
                 )
 
+                seen: set[int] = set()
                 for module in for_each_module(self._prog):
+                    # A damaged list may lead back to any of them.
+                    if module.value_() in seen:
+                        break
+                    seen.add(module.value_())
                     with contextlib.suppress(UnicodeError, *_NOT_THERE):
                         name = module.name.string_().decode()
                         symbols: list[Symbol] = []
                         with contextlib.suppress(*_NOT_THERE):
-                            symbols = module_kallsyms(module)
+                            if _symbol_count(module) <= _MAX_SYMBOLS:
+                                symbols = module_kallsyms(module)
                         symbols = symbols or self._elf_symbols()
                         for start, size in module_address_regions(module):
                             table = _Table(symbols, start, start + size, sorted_=False)

@@ -37,6 +37,7 @@ from drgn_tools.zram_table import (
     WRITTEN_BACK,
     ZERO,
     Slots,
+    check_table,
     read_layout,
     read_slots,
     slot_count,
@@ -220,6 +221,7 @@ class Reader:
         """Bytes of an unsigned long."""
         self._order: Any = "little" if is_little(self.prog) else "big"
         self.table: int = where(zram, "table").value_()
+        check_table(zram, self.layout, self.table, self.count)
         # Before v3.10 and since v4.12 it is in struct zram.
         self.pool = where(zram, "mem_pool")
         self.algorithms = read_algorithms(zram)

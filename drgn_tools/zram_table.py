@@ -9,6 +9,7 @@ From :linux:`drivers/block/zram/zram_drv.h`.
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,10 @@ from drgn_tools.variables import page_size
 CHUNK = 1 << 16
 # 64 TiB in pages of 4 KiB: more than memory could hold the table of.
 _MAX_SLOTS = 1 << 34
+# A table of more slots is looked at in so many places before it is believed: if nothing
+# is there, it is not. So no more than 64 times what is there is read.
+_BELIEVED = 1 << 20
+_PLACES = 64
 
 KINDS = (
     "empty",
@@ -202,6 +207,27 @@ def slot_count(zram: Object) -> int:
     if count > _MAX_SLOTS:
         raise LookupError(f"a zram device of {count} pages: its memory is damaged")
     return count
+
+
+def check_table(zram: Object, layout: Layout, table: int, count: int) -> None:
+    """
+    Make sure that a device is not said to have billions of slots that are nowhere.
+
+    :param table: the table's address.
+    :param count: how many slots it is said to have.
+    :raises LookupError: if it is.
+    """
+    if count <= _BELIEVED:
+        return
+    width = np.dtype(layout.entry).itemsize
+    for number in range(1, _PLACES + 1):
+        with contextlib.suppress(FaultError, OverflowError, ValueError):
+            zram.prog_.read(table + (count * number // _PLACES - 1) * width, width)
+            return
+    raise LookupError(
+        f"a zram device of {count} pages, of which nothing is known: its memory is "
+        "damaged, or not in the dump"
+    )
 
 
 def _classify(

@@ -349,7 +349,7 @@ class RingKernel:
         value &= (1 << 8 * size) - 1
         return value.to_bytes(size, "little" if self.little else "big")
 
-    def put(self, name: str, address: int = 0, **values: int) -> int:
+    def put(self, name: str, address: int = 0, /, **values: int) -> int:
         """Write what of these members the struct has."""
         size, members = self.layout(name)
         address = address or self.allocate(size)

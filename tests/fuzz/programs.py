@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, NamedTuple
@@ -21,14 +22,17 @@ import numpy as np
 import numpy.typing as npt
 from drgn import FaultError, Program
 
-from drgn_tools import oprofile, pstore, ring_buffer, swap, zram, zsmalloc
+from drgn_tools import ftrace, oprofile, pstore, ring_buffer, swap, zram, zsmalloc
 from drgn_tools.errors import DumpError
+from drgn_tools.ftrace_memory import Commands, TraceEvents
+from drgn_tools.kernel_symbols import KernelSymbols
 from tests import test_oprofile, test_pstore, test_swap, test_zram
+from tests.fuzz.kernels import EventsKernel, SymbolsKernel
 from tests.oprofile_kernel import ESCAPE, OprofileKernel, words
 from tests.pstore_kernel import KERNEL
 from tests.ring_kernel import Data, Extend, PageOf, RingKernel, Stamp
 from tests.swap_kernel import PAGE, START, SwapKernel
-from tests.zram_kernel import ZramKernel
+from tests.zram_kernel import ILP32, LP64, ZramKernel
 
 _SIZE = 64
 _PIECE = 4 + _SIZE
@@ -127,6 +131,15 @@ def _drained(make: Callable[[], Iterable[object]], most: int = 20_000) -> Any:
     return work
 
 
+def _begun(make: Callable[[], Iterable[object]], most: int = 20_000) -> Any:
+    # There may be millions, and most alike.
+    def work() -> None:
+        for _ in itertools.islice(make(), most):
+            pass
+
+    return work
+
+
 def _ring_kernels() -> Iterable[Fake]:
     for era in ("2.6.28", "2.6.31", "5.10", "7.2"):
         kernel = RingKernel(era, size=1 << 17)
@@ -159,7 +172,7 @@ def _pstore_kernels() -> Iterable[Fake]:
         ("4.9", 1, 0),
         ("7.2", 2, 0),
     ):
-        kernel, _ = test_pstore.full(era, cpus, ecc, 60)
+        kernel, _ = test_pstore.full(era, cpus, ecc, 24)
         _quick(kernel)
         prog = kernel.prog
         works = [
@@ -173,16 +186,33 @@ def _pstore_kernels() -> Iterable[Fake]:
         yield Fake(prog, [kernel.memory], works)
 
 
+def _leave_out_empty_classes(kernel: ZramKernel) -> None:
+    # They take most of the time, one like the other.
+    array = kernel.layout("struct zs_pool")[1]["size_class"][0] // 8
+    size = kernel.layout("struct size_class")[0]
+    for index, (_, _, merged) in enumerate(kernel.classes):
+        if not kernel.zspages[merged]:
+            kernel.write(kernel.pool + array + index * kernel.word, 0, kernel.word)
+            kernel.poke(kernel.class_at[merged], bytes(size))
+
+
 def _zram_kernels() -> Iterable[Fake]:
-    for era, algorithm in (("6.12", "lz4"), ("7.2", "zstd"), ("5.10", "lzo-rle")):
-        kernel = ZramKernel(era, algorithms=[algorithm], frames=256, slots=24)
+    for era, algorithm, platform in (
+        ("6.12", "lz4", LP64),
+        ("7.2", "zstd", ILP32),
+        ("5.10", "lzo-rle", ILP32),
+    ):
+        kernel = ZramKernel(
+            era, algorithms=[algorithm], frames=256, slots=6, platform=platform
+        )
         _quick(kernel)
         test_zram.filled(kernel, algorithm)
         kernel.streams([b"stream" * 100])
+        _leave_out_empty_classes(kernel)
         device, pool, prog = kernel.device, kernel.zs_pool, kernel.prog
         works = [
-            _drained(functools.partial(zram.for_each_zram_slot, device)),
-            functools.partial(zram.zram_read_many, device, 0, 24),
+            _begun(functools.partial(zram.for_each_zram_slot, device)),
+            functools.partial(zram.zram_read_many, device, 0, 6),
             _drained(functools.partial(zram.for_each_zram_stream, device)),
             _drained(functools.partial(zram.for_each_zram_orphan, device)),
             _printed(zram.zram_devices, prog),
@@ -195,11 +225,11 @@ def _swap_kernels() -> Iterable[Fake]:
     for era in ("6.12", "5.10", "6.1", "7.2"):
         kernel = SwapKernel(era)
         _quick(kernel)
-        for number in range(4):
+        for number in range(2):
             pfn = kernel.frame(test_swap.content(number))
             kernel.entry(START + number * PAGE, pfn << 12 | 0x67)
-        for number, slot in enumerate((3, 64, 700, 9)):
-            kernel.swap_out(START + (4 + number) * PAGE, slot)
+        for number, slot in enumerate((3, 64, 700)):
+            kernel.swap_out(START + (2 + number) * PAGE, slot)
         kernel.swap_cache(3, kernel.frame(test_swap.content(9)))
         data = test_swap.lz4(64)
         pfn = kernel.frame(bytes(64) + (64).to_bytes(8, "little") + data)
@@ -207,8 +237,8 @@ def _swap_kernels() -> Iterable[Fake]:
         kernel.zswap({64: entry})
         task = kernel.task
         works = [
-            _drained(functools.partial(swap.swap_pages, task, START, 12 * PAGE)),
-            functools.partial(swap.swap_read, task, START + 9, 5 * PAGE),
+            _drained(functools.partial(swap.swap_pages, task, START, 6 * PAGE)),
+            functools.partial(swap.swap_read, task, START + 9, 4 * PAGE),
             _drained(functools.partial(swap.swap_map, task)),
         ]
         yield Fake(kernel.prog, [kernel.memory], works)
@@ -219,8 +249,8 @@ def _oprofile_kernels() -> Iterable[Fake]:
         kernel = OprofileKernel(era)
         _quick(kernel)
         task = test_oprofile.busy(kernel)
-        some = [words(test_oprofile.KERNEL_PC + i, i % 3) for i in range(40)]
-        more = [words(test_oprofile.USER_PC + i, i % 3) for i in range(20)]
+        some = [words(test_oprofile.KERNEL_PC + i, i % 3) for i in range(12)]
+        more = [words(test_oprofile.USER_PC + i, i % 3) for i in range(6)]
         head = test_oprofile.context(kernel, 1, task)
         test_oprofile.put(kernel, [*head, *some, *more])
         cookies = kernel.cookies(["/usr/bin/busy", "/lib/libc.so.6"])
@@ -238,6 +268,43 @@ def _oprofile_kernels() -> Iterable[Fake]:
         yield Fake(prog, [kernel.memory], works)
 
 
+def _event_kernels() -> Iterable[Fake]:
+    for tracer in ("nop", "function_graph"):
+        kernel = EventsKernel(tracer)
+        prog = kernel.prog
+
+        def tables(prog: Program = prog) -> None:
+            events, commands = TraceEvents(prog), Commands(prog)
+            assert len(events.common) <= 1024
+            for number in range(12):
+                events.get(number)
+                commands.get(39 + number)
+            commands.known()
+
+        works = [
+            tables,
+            _printed(ftrace.ftrace_dump, prog),
+            _drained(functools.partial(ftrace.for_each_ftrace_event, prog)),
+            _drained(functools.partial(ftrace.for_each_ftrace_buffer, prog)),
+        ]
+        yield Fake(prog, [kernel.memory], works)
+
+
+def _symbol_kernels() -> Iterable[Fake]:
+    for absolute in (False, True):
+        kernel = SymbolsKernel(absolute=absolute)
+        _quick(kernel)
+
+        def symbols(prog: Program = kernel.prog) -> None:
+            found = KernelSymbols(prog)
+            for address in (KERNEL + 0x1050, 0xFFFFFFFFC0004010, 0):
+                found.find(address)
+            for _ in found.all():
+                pass
+
+        yield Fake(kernel.prog, [kernel.memory], [symbols])
+
+
 #: By name.
 FAMILIES = {
     "ring buffer": Family(_ring_kernels),
@@ -245,4 +312,6 @@ FAMILIES = {
     "zram memory": Family(_zram_kernels),
     "swap memory": Family(_swap_kernels),
     "oprofile memory": Family(_oprofile_kernels),
+    "ftrace events": Family(_event_kernels),
+    "kallsyms": Family(_symbol_kernels),
 }

@@ -12,8 +12,10 @@ a folder, so that a run can be stopped at any time and taken up again.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
+import math
 import mmap
 import os
 import random
@@ -24,7 +26,9 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from bisect import bisect
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Callable, NamedTuple
@@ -39,11 +43,16 @@ from tests.fuzz.readers import READERS, Reader
 MEMORY = 512 << 20
 SECONDS = 5.0
 # Inputs of one process; what it leaks is gone then.
-_BATCH = 20_000
+_BATCH = 100_000
 # A batch also ends after so long, so that the state is never old.
-_BATCH_SECONDS = 20.0
-# One of so many inputs is traced.
-_TRACED = 32
+_BATCH_SECONDS = 60.0
+# One of so many inputs is traced: of a reader's first ones, and of the others. Hardly
+# any of those reaches anything new, and it takes as long as three to ten that are not.
+_TRACED_FIRST, _TRACED_LATER = 32, 128
+_FIRST = 100_000
+# After so many inputs, what refers to itself is collected: until then it keeps its
+# files open, and its memory.
+_COLLECTED = 16
 # Inputs that reached something new, at most.
 _MOST_KEPT = 2000
 # One input in shared memory: number, its length, whether one is being read.
@@ -161,6 +170,44 @@ class Tracer:
         return local
 
 
+# --- what is mutated --------------------------------------------------------------
+
+
+class _Corpus:
+    # Inputs, the seeds first. One that takes four times as long is taken half as often:
+    # many quick inputs find more than few slow ones, but those reach more.
+
+    def __init__(self, reader: Reader, seeds: Sequence[bytes]) -> None:
+        self.all = list(seeds)
+        self._reader = reader
+        self._seeds = len(seeds)
+        seconds = [self._time(data) for data in seeds]
+        median = sorted(seconds)[len(seconds) // 2]
+        self._least, self._most = median / 4, max(median * 8, 1e-6)
+        self._weights = list(accumulate(map(self._weight, seconds)))
+
+    def _time(self, data: bytes) -> float:
+        # The first time, there may be something to import.
+        try_one(self._reader, data)
+        before = time.process_time()
+        try_one(self._reader, data)
+        return time.process_time() - before
+
+    def _weight(self, seconds: float) -> float:
+        return 1 / math.sqrt(min(max(seconds, self._least, 1e-6), self._most))
+
+    def add(self, data: bytes) -> None:
+        """One more."""
+        self.all.append(data)
+        self._weights.append(self._weights[-1] + self._weight(self._time(data)))
+
+    def choose(self, chance: random.Random) -> bytes:
+        """One of them; now and then a seed."""
+        end = self._seeds if chance.random() < 0.3 else len(self.all)
+        at = bisect(self._weights, chance.random() * self._weights[end - 1])
+        return self.all[min(at, end - 1)]
+
+
 # --- one process ------------------------------------------------------------------
 
 
@@ -203,13 +250,19 @@ def _work(
     """Inputs from number *start* on."""
     reader = READERS[name]
     seeds = reader.seeds()
-    tracer = Tracer()
-    corpus = [*seeds, *readers.corpus(name)]
+    corpus = _Corpus(reader, seeds)
+    kept = readers.corpus(name)
     with contextlib.suppress(FileNotFoundError):
         for path in sorted((_room(name) / "corpus").iterdir()):
-            corpus.append(path.read_bytes())
-    for data in corpus:
+            kept.append(path.read_bytes())
+    for data in kept:
+        corpus.add(data)
+    tracer = Tracer()
+    for data in corpus.all:
         tracer.try_one(reader, data)
+    # What is there is there to stay: it need not be looked through again and again.
+    gc.collect()
+    gc.freeze()
     limit_memory(MEMORY)
     peak = _peak()
     chance = random.Random(f"{name} {start}")
@@ -218,32 +271,34 @@ def _work(
     wall = time.monotonic()
     number = start
     for number in range(start, start + count):
-        seed = chance.choice(seeds if chance.random() < 0.3 else corpus)
-        data = mutate(seed, corpus, chance, most=reader.most, fixed=reader.fixed)
+        seed = corpus.choose(chance)
+        data = mutate(seed, corpus.all, chance, most=reader.most, fixed=reader.fixed)
         shared[_HEAD.size : _HEAD.size + len(data)] = data
         shared[: _HEAD.size] = _HEAD.pack(number, len(data), 1)
         before = time.process_time()
-        if number % _TRACED:
+        if number % (_TRACED_FIRST if number < _FIRST else _TRACED_LATER):
             error = try_one(reader, data)
         else:
             error, new = tracer.try_one(reader, data)
-            if new and len(corpus) < _MOST_KEPT:
-                corpus.append(data)
+            if new and error is None and len(corpus.all) < _MOST_KEPT:
+                corpus.add(data)
                 _keep(name, "corpus", data)
         took = time.process_time() - before
         slowest = max(slowest, took)
         if error is not None:
             kind, place, text = what_went_wrong(error)
             report({"finding": Finding(kind, place, text, _keep(name, "found", data))})
-        if time.monotonic() - wall > _BATCH_SECONDS:
-            break
+        if not number % _COLLECTED:
+            gc.collect()
+            if time.monotonic() - wall > _BATCH_SECONDS:
+                break
     shared[: _HEAD.size] = _HEAD.pack(number + 1, 0, 0)
     report(
         {
             "inputs": number + 1 - start,
             "seconds": time.process_time() - began,
             "edges": len(tracer.seen),
-            "kept": len(corpus) - len(seeds),
+            "kept": len(corpus.all) - len(seeds),
             "slowest": slowest,
             "peak": max(0, _peak() - peak),
         }

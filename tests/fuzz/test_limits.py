@@ -6,28 +6,43 @@ what is there.
 
 from __future__ import annotations
 
+import io
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 import pytest
+from drgn import Object
 
-from drgn_tools import kernel_log, pages, print_fmt, pstore, ramoops, symbols, verify
+from drgn_tools import (
+    ftrace,
+    kernel_log,
+    pages,
+    print_fmt,
+    pstore,
+    ramoops,
+    symbols,
+    verify,
+    zram,
+)
 from drgn_tools.errors import DumpError
 from drgn_tools.formats import elf, flattened, kdump
 from drgn_tools.ftrace_text import TORN
+from drgn_tools.kernel_symbols import KernelSymbols
 from drgn_tools.plan import find_struct_pages, make_plan
 from drgn_tools.translate import Translator
 from drgn_tools.vmcore import open_vmcore
 from drgn_tools.vmcoreinfo import Vmcoreinfo
 from tests import regions, test_pstore
+from tests.fuzz.kernels import EventsKernel, SymbolsKernel
 from tests.fuzz.limits import within_limits
 from tests.fuzz.readers import machine
 from tests.synthetic import MIB, PAGE, VMEMMAP, Machine, vmcoreinfo_text, write_kdump
 from tests.test_print_fmt import FIELDS, Kernel
 from tests.test_pstore_raw import elf_with_symbols
+from tests.zram_kernel import ZramKernel
 
 
 def refused(work: Callable[[], object]) -> str:
@@ -485,3 +500,65 @@ def test_whole_plan_of_hostile_mem_section(tmp_path: Path) -> None:
         return ""
 
     assert refused(work)
+
+
+@pytest.mark.parametrize(
+    ("work", "found"),
+    [(zram.for_each_zram_slot, 1 << 15), (zram.for_each_zram_orphan, 0)],
+)
+def test_zram_device_without_its_table(
+    work: Callable[[Object], Iterable[object]], found: int
+) -> None:
+    """Up to a million slots that are not there are told one by one."""
+    kernel = ZramKernel(slots=12)
+
+    def read() -> None:
+        for count in (1 << 34, 1 << 33, 1 << 31):
+            kernel.set(kernel.zram, "struct zram", disksize=count * PAGE)
+            kernel.prog.cache.clear()
+            with pytest.raises(LookupError, match="its memory is damaged"):
+                list(work(kernel.device))
+        kernel.set(kernel.zram, "struct zram", disksize=PAGE << 15)
+        kernel.prog.cache.clear()
+        assert len(list(work(kernel.device))) == found
+
+    within_limits(read)
+
+
+def names_of(kernel: SymbolsKernel) -> Callable[[], str]:
+    """Modules of which there are symbols."""
+
+    def work() -> str:
+        found = KernelSymbols(kernel.prog).all()
+        return " ".join(sorted({module for _, _, module in found if module}))
+
+    return work
+
+
+def test_modules_that_lead_to_each_other() -> None:
+    kernel = SymbolsKernel(absolute=False)
+    assert within_limits(names_of(kernel)) == "module0 module1"
+    kernel.put("struct list_head", kernel.nodes[2], next=kernel.nodes[1])
+    assert within_limits(names_of(kernel)) == "module0 module1"
+
+
+@pytest.mark.parametrize("count", [0, 1 << 21, (1 << 32) - 1])
+def test_module_with_as_many_symbols_as_it_says(count: int) -> None:
+    kernel = SymbolsKernel(absolute=True)
+    kernel.put("struct mod_kallsyms", kernel.tables[0], num_symtab=count)
+    assert within_limits(names_of(kernel)) == "module1"
+
+
+@pytest.mark.parametrize("name", ["ftrace_events", "ftrace_trace_arrays"])
+def test_list_that_leads_below_the_first_address(name: str) -> None:
+    kernel = EventsKernel("nop")
+    _, head = kernel.variables[name]
+    kernel.put("list_head", head, next=1)
+
+    def work() -> str:
+        out = io.StringIO()
+        ftrace.ftrace_dump(kernel.prog, file=out)
+        return out.getvalue()
+
+    said = within_limits(work)
+    assert said.startswith("# tracer: nop\n")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from drgn_tools.formats import elf, flattened, kdump
 from tests import regions
-from tests.fuzz import readers
+from tests.fuzz import command_line, readers
 from tests.fuzz.limits import within_limits
 from tests.fuzz.mutate import EDGES, WRITTEN, mutate
 from tests.fuzz.readers import READERS, machine
@@ -26,6 +26,8 @@ from tests.synthetic import PAGE, note, prstatus, vmcoreinfo_text
 
 # What is left there by processes that end suddenly goes with this one.
 readers.room()
+# All of it, each time.
+readers.DEEP = command_line.FORKED = 1
 # So many milliseconds of an input, at the least, have fewer.
 _SLOW = {"commands": 12, "zram memory": 12, "oprofile memory": 20, "arguments": 40}
 

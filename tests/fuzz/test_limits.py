@@ -562,3 +562,18 @@ def test_list_that_leads_below_the_first_address(name: str) -> None:
 
     said = within_limits(work)
     assert said.startswith("# tracer: nop\n")
+
+
+def test_billions_of_zram_devices() -> None:
+    kernel = ZramKernel(slots=12)
+    kernel.streams([b""])
+    _, address, _ = kernel.variables["num_devices"]
+    kernel.write(address, 0xFFFFFFFF, 4)
+
+    def work() -> str:
+        out = io.StringIO()
+        zram.zram_devices(kernel.prog, file=out)
+        return str(len(out.getvalue().splitlines()))
+
+    # With a heading.
+    assert within_limits(work) == "257"

@@ -25,6 +25,8 @@ from drgn_tools.workers import Counters, Inbox
 
 # What the kernel says when there is no more room.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# ... and when what was to be on the disk is not.
+_LOST = {errno.EIO, errno.EROFS, *_FULL}
 # The largest record of a stream; a worker has this much for it at a time.
 _RECORD_SIZE = 4 << 20
 # What a stream and its users count: records handed over, records written, and
@@ -77,11 +79,18 @@ class Output(Protocol):
         :raises OutputBroken: if some of it, nobody knows what, is not on the disk.
         """
 
+    def make_way(self) -> None:
+        """
+        Remove what is where it belongs.
+
+        :raises DumpError: if that fails.
+        """
+
     def publish(self) -> None:
         """
         Bring it to where it belongs.
 
-        :raises DumpError: if that fails.
+        :raises DumpError: if that fails, or may not last.
         """
 
     def close(self) -> None:
@@ -163,25 +172,42 @@ class File:
         except OSError as error:
             raise self._failed(error) from None
 
+    def make_way(self) -> None:
+        try:
+            os.unlink(self.target)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._failed(error) from None
+
     def publish(self) -> None:
         try:
             os.rename(self._temporary, self.target)
         except OSError as error:
             raise self._failed(error) from None
         self._temporary = ""
-        # Not every file system can do this, and not everyone may; the file is safe.
-        with contextlib.suppress(OSError):
+        try:
             directory_fd = os.open(self._directory, os.O_RDONLY)
             try:
                 os.fsync(directory_fd)
             finally:
                 os.close(directory_fd)
+        except OSError as error:
+            # Not every file system can do this, and not everyone may.
+            if error.errno in _LOST:
+                raise OutputBroken(
+                    f"{self.target} may not stay under its name: {error.strerror}",
+                    error.errno,
+                ) from None
 
     def close(self) -> None:
-        if self._temporary:
-            os.unlink(self._temporary)
-            self._temporary = ""
-        os.close(self._fd)
+        # Neither may be possible on a disk that has just failed.
+        with contextlib.suppress(OSError):
+            if self._temporary:
+                os.unlink(self._temporary)
+        self._temporary = ""
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
 
     def _failed(self, error: OSError, written: int = 0) -> DumpError:
         message = f"cannot write {self.target}: {error.strerror}"
@@ -251,6 +277,9 @@ class Stream:
 
     def sync(self, size: int) -> None:
         self._write_waiting()
+
+    def make_way(self) -> None:
+        pass
 
     def publish(self) -> None:
         self._put(flattened.END)
@@ -339,6 +368,9 @@ class Nothing:
         pass
 
     def sync(self, size: int) -> None:
+        pass
+
+    def make_way(self) -> None:
         pass
 
     def publish(self) -> None:

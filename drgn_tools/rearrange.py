@@ -16,12 +16,13 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from drgn_tools.errors import DumpError, OutputFull
+from drgn_tools.checksums import read_trailer
+from drgn_tools.errors import DumpError, OutputBroken, OutputFull
 from drgn_tools.formats import elf, flattened, kdump
 from drgn_tools.output import File, check_target, files
 from drgn_tools.progress import Progress
@@ -32,6 +33,8 @@ from drgn_tools.vmcore import BITS_SET, Run, Vmcore, merge_runs, open_vmcore
 _PIECE = 1 << 20
 # Descriptors handled at once; in a split dump with all their data.
 _DESCRIPTORS = 4096
+# What a file begins with that is a dump: written last.
+_MAGIC_SIZE = 8
 # Ranges in a stream that are not neighbours. A writer has a few at a time.
 _MAX_RANGES = 1 << 20
 # Of the main header and of the sub header, what their fields take.
@@ -60,9 +63,9 @@ def rearrange(source_fd: int, target: str, force: bool) -> None:
         follows its end mark does not matter.
     :param target: file to write; see :class:`~drgn_tools.output.File`.
     :param force: it may replace a file.
-    :raises DumpError: if it cannot be done. If the stream ends early or the disk
-        is full, *target* is there nevertheless as soon as the stream's headers
-        are: marked incomplete, and without what has not come.
+    :raises DumpError: if it cannot be done. If the stream ends early, or the disk
+        is full or has a fault, *target* is there nevertheless as soon as the stream's
+        headers are: marked incomplete, and without what has not come.
     """
     _check_source(source_fd, target)
     check_target(target, force)
@@ -70,14 +73,32 @@ def rearrange(source_fd: int, target: str, force: bool) -> None:
         arrived = _Arrived()
         try:
             _replay(source_fd, output, arrived)
-        except (flattened.CutShort, OutputFull, _Unreadable) as error:
+        except (flattened.CutShort, OutputFull, OutputBroken, _Unreadable) as error:
             try:
                 size, missing = _make_incomplete(output, arrived)
             except DumpError as why:
                 raise DumpError(f"{error}; nothing of it can be used: {why}") from None
             output.finish(size)
             raise DumpError(f"{target} is incomplete, {missing}: {error}") from None
-        output.finish(arrived.end)
+        _finish(output, arrived.end, lambda: _make_incomplete(output, arrived)[0])
+
+
+def _finish(output: File, size: int, mark: Callable[[], int]) -> None:
+    """
+    Bring a dump to the disk, and then under its name.
+
+    :param mark: says in it that it is incomplete; returns its size.
+    :raises DumpError: if some of it may not be on the disk. It has its name
+        nevertheless if the mark gets there.
+    """
+    try:
+        output.sync(size)
+    except (OutputFull, OutputBroken) as error:
+        output.finish(mark())
+        raise DumpError(
+            f"{output.target} is incomplete: some of it may not be on the disk: {error}"
+        ) from None
+    output.publish()
 
 
 class _Unreadable(DumpError):
@@ -143,10 +164,14 @@ def _replay(source_fd: int, output: File, arrived: _Arrived) -> None:
 
     :raises flattened.CutShort: if the stream ends too early.
     :raises OutputFull: if there is no more room.
+    :raises OutputBroken: if some could not be written; what was behind it is.
     :raises _Unreadable: if the stream cannot be read on.
     :raises DumpError: if it is no flattened stream, or impossible.
     """
     done = 0
+    broken = None
+    # If this process is killed, what is left looks like no dump.
+    magic = bytearray(_MAGIC_SIZE)
     try:
         stream = os.fdopen(source_fd, "rb", _PIECE, closefd=False)
     except OSError as error:
@@ -163,15 +188,28 @@ def _replay(source_fd: int, output: File, arrived: _Arrived) -> None:
             progress.update(done)
             return data
 
-        for record in flattened.records(read):
-            at = record.offset
-            while at < record.end:
-                data = read(min(_PIECE, record.end - at))
-                if not data:
-                    raise flattened.CutShort()
-                output.write(data, at)
-                arrived.add(at, at + len(data))
-                at += len(data)
+        try:
+            for record in flattened.records(read):
+                at = record.offset
+                while at < record.end:
+                    data = read(min(_PIECE, record.end - at))
+                    if not data:
+                        raise flattened.CutShort()
+                    end = at + len(data)
+                    kept = max(0, min(_MAGIC_SIZE - at, len(data)))
+                    magic[at : at + kept] = data[:kept]
+                    try:
+                        output.write(data[kept:], at + kept)
+                    except OutputBroken as error:
+                        broken = error
+                        arrived.add(at, at + kept + error.written)
+                    else:
+                        arrived.add(at, end)
+                    at = end
+        finally:
+            output.write(magic, 0)
+    if broken:
+        raise broken
 
 
 def _make_incomplete(output: File, arrived: _Arrived) -> tuple[int, str]:
@@ -248,8 +286,13 @@ def _make_incomplete_kdump(output: File, arrived: _Arrived) -> tuple[int, str]:
             output.write(descriptors.tobytes(), at)
     status = struct.pack("<I", header.status | kdump.STATUS_INCOMPLETE)
     output.write(status, kdump.STATUS_OFFSET)
+    size = arrived.end
+    with contextlib.suppress(DumpError):
+        # Checksums are of what should have come.
+        trailer = read_trailer(output.read, size)
+        size = trailer.offset if trailer else size
     # Readers map the bitmaps, and take a short file for another damage.
-    size = max(arrived.end, start + pages * item)
+    size = max(size, start + pages * item)
     return size, f"{pages - good} of {pages} pages are missing"
 
 
@@ -360,23 +403,27 @@ def reassemble(sources: list[str], target: str, force: bool) -> None:
         status = 0
         for part in parts:
             status |= part.header.status
-        if lost:
-            status |= kdump.STATUS_INCOMPLETE
-        kdump.set_fields(
-            headers,
-            header.block_size,
-            status=status,
-            split=0,
-            start_pfn_32=0,
-            end_pfn_32=0,
-            start_pfn=0,
-            end_pfn=0,
-            offset_eraseinfo=data if eraseinfo else 0,
-            size_eraseinfo=len(eraseinfo),
-        )
-        output.write(bytes(headers), 0)
         output.write(eraseinfo, data)
-        output.finish(data + len(eraseinfo))
+        size = data + len(eraseinfo)
+
+        def write_headers(status: int) -> int:
+            kdump.set_fields(
+                headers,
+                header.block_size,
+                status=status,
+                split=0,
+                start_pfn_32=0,
+                end_pfn_32=0,
+                start_pfn=0,
+                end_pfn=0,
+                offset_eraseinfo=data if eraseinfo else 0,
+                size_eraseinfo=len(eraseinfo),
+            )
+            output.write(bytes(headers), 0)
+            return size
+
+        write_headers(status | (kdump.STATUS_INCOMPLETE if lost else 0))
+        _finish(output, size, lambda: write_headers(status | kdump.STATUS_INCOMPLETE))
     if lost:
         raise DumpError(f"{target} is incomplete: {lost} pages could not be read")
 

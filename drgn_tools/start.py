@@ -69,6 +69,9 @@ def _run(program: str, command: Callable[[], int]) -> int:
         number = signal.Signals(stopped.signum)
         complain(program, f"stopped by {number.name}")
         return 128 + number
+    except MemoryError:
+        complain(program, "not enough memory")
+        return 1
     except BrokenPipeError:
         # Whoever read our output has enough of it.
         _discard_stdout()

@@ -30,10 +30,11 @@ from drgn_tools.errors import STOP_SIGNALS, DumpError, MissingMemory
 _SIGNAL_NAMES = {number.value: number.name for number in signal.Signals}
 # Milliseconds between reports of how far they are.
 _TICK = 100
-# Seconds after which a worker that somebody stopped is given up.
-_HALT = 5.0
-# How a worker ends that could not read what it was to work on.
-_UNREADABLE = 2
+# Seconds after which a worker that somebody stopped is given up, and how many of
+# them one look at it counts at most: whoever looks may have been stopped, too.
+_HALT, _LOOK = 5.0, 0.5
+# Bytes that a worker says at once, fewer than PIPE_BUF: all of them come, or none.
+_SAID = 1024
 # mmap.MAP_NORESERVE is new in Python 3.11.
 _MAP_NORESERVE = 0x4000
 # Bytes that one more worker takes at most, and bytes to leave to the kernel.
@@ -150,7 +151,8 @@ def run(
     :param tick: called now and then with a number below which all are done.
     :param inbox: served whenever there is something in it.
     :return: numbers that could not be worked on, and why: *work* raised
-        :class:`~drgn_tools.errors.MissingMemory`, or its process was killed.
+        :class:`~drgn_tools.errors.MissingMemory`, there was not enough memory, or
+        its process was killed.
     :raises DumpError: what *work* raised; the other workers are stopped.
     """
     with contextlib.closing(Counters(_FIRST_SLOT + workers)) as counters:
@@ -161,8 +163,8 @@ def run(
         for number in range(counters[_NEXT], count):
             try:
                 work(number)
-            except MissingMemory as error:
-                failed[number] = str(error)
+            except (MissingMemory, MemoryError) as error:
+                failed[number] = _why(error)
             tick(number + 1)
     return failed
 
@@ -173,6 +175,8 @@ class _Worker(NamedTuple):
     """Where it says what it is at."""
     pipe: int
     """Says what went wrong, and ends with the worker."""
+    said: bytearray
+    """Numbers that could not be worked on, and why; then why it ended, if it did."""
 
 
 def _run_forked(
@@ -185,8 +189,9 @@ def _run_forked(
 ) -> dict[int, str]:
     failed: dict[int, str] = {}
     running: dict[int, _Worker] = {}
-    # Since when workers are stopped, by process.
+    # For how many seconds workers were seen to be stopped, by process.
     halted: dict[int, float] = {}
+    looked = time.monotonic()
     poll = select.poll()
 
     def start(slot: int) -> None:
@@ -219,30 +224,40 @@ def _run_forked(
                 if inbox and pipe == inbox.fd:
                     inbox.serve()
                     continue
-                # It is at its end, or about to say why.
-                worker = running.pop(pipe)
-                message = _read_all(pipe)
+                # Not all at once: it may be stopped before its end.
+                worker = running[pipe]
+                said = os.read(pipe, _SAID)
+                worker.said.extend(said)
+                if said:
+                    continue
+                del running[pipe]
                 _, status = os.waitpid(worker.pid, 0)
                 poll.unregister(pipe)
                 os.close(pipe)
+                *reports, end = worker.said.decode(errors="replace").split("\0")
+                for report in reports:
+                    place, _, why = report.partition(" ")
+                    failed[int(place)] = why
                 if not status:
                     continue
-                killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-                if not killed and os.WEXITSTATUS(status) != _UNREADABLE:
-                    raise DumpError(message or "a worker failed")
+                if not os.WIFSIGNALED(status):
+                    raise DumpError(end or "a worker failed")
+                killed = os.WTERMSIG(status)
                 number = counters[worker.slot] - 1
                 if number >= 0:
                     name = _SIGNAL_NAMES.get(killed, f"signal {killed}")
                     if halted.pop(worker.pid, None):
                         name = "stopped before"
-                    failed[number] = message or f"a worker was killed ({name})"
+                    failed[number] = f"a worker was killed ({name})"
                 # SIGKILL comes from the kernel when memory is short: then
                 # fewer do the rest.
                 if counters[_NEXT] < count and (
                     killed != signal.SIGKILL or not running
                 ):
                     start(worker.slot)
-            _end_stopped(running.values(), halted)
+            now = time.monotonic()
+            _end_stopped(running.values(), halted, min(now - looked, _LOOK))
+            looked = now
             tick(finished())
         return failed
     finally:
@@ -252,7 +267,9 @@ def _run_forked(
             os.close(worker.pipe)
 
 
-def _end_stopped(running: Iterable[_Worker], halted: dict[int, float]) -> None:
+def _end_stopped(
+    running: Iterable[_Worker], halted: dict[int, float], passed: float
+) -> None:
     # Others may wait for a lock that it has. It is dead before anybody does its
     # work again, so it cannot wake up and write where others have written since.
     for worker in running:
@@ -264,15 +281,11 @@ def _end_stopped(running: Iterable[_Worker], halted: dict[int, float]) -> None:
             stopped = os.waitid(os.P_PID, worker.pid, flags)
         if stopped is None:
             halted.pop(worker.pid, None)
-        elif time.monotonic() - halted.setdefault(worker.pid, time.monotonic()) > _HALT:
+            continue
+        # What passed before it was first seen does not count.
+        halted[worker.pid] = halted.get(worker.pid, -passed) + passed
+        if halted[worker.pid] > _HALT:
             os.kill(worker.pid, signal.SIGKILL)
-
-
-def _read_all(pipe: int) -> str:
-    parts = []
-    while part := os.read(pipe, 4096):
-        parts.append(part)
-    return b"".join(parts).decode(errors="replace")
 
 
 def _start(
@@ -288,7 +301,7 @@ def _start(
         pid = os.fork()
         if not pid:
             _work(counters, slot, count, work, write_end, mask, starter)
-        return _Worker(pid, slot, read_end)
+        return _Worker(pid, slot, read_end, bytearray())
     except OSError:
         os.close(read_end)
         raise
@@ -323,21 +336,23 @@ def _work(
         while (taken := _take(counters, slot, count)) < count:
             if os.getppid() != starter:
                 break
-            work(taken)
+            try:
+                work(taken)
+            except (MissingMemory, MemoryError) as error:
+                report = f"{taken} {_why(error)}".replace("\0", "?").encode()
+                os.write(write_end, report[: _SAID - 1] + b"\0")
         status = 0
-    except MissingMemory as error:
-        status = _UNREADABLE
-        os.write(write_end, str(error).encode())
-    except MemoryError:
-        # With what it has in hand given back, there may be enough.
-        status = _UNREADABLE
-        os.write(write_end, b"a worker had not enough memory")
     except DumpError as error:
-        os.write(write_end, str(error).encode())
+        os.write(write_end, str(error).encode()[:_SAID])
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def _why(error: MissingMemory | MemoryError) -> str:
+    # A page at a time, there may be enough.
+    return str(error) if isinstance(error, MissingMemory) else "not enough memory"
 
 
 def _take(counters: Counters, slot: int, count: int) -> int:

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import abc
 import bisect
+import functools
 import os
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +86,9 @@ class Writer(abc.ABC):
         self._limit = limit
         #: Why some of the output, nobody knows what, may not be on the disk.
         self.doubt = ""
+        # Whether the output says that pages are missing: a file does until it is
+        # known that none is, whatever becomes of this process.
+        self._marked = outputs[0].sparse
         self._counters = Counters(_ENDS + len(outputs))
         ranks = plan.units[:, 1]
         # A part ends where a unit does, so that no two have a bit in one byte.
@@ -178,8 +182,8 @@ class Writer(abc.ABC):
         Write what is left, and bring it all to where it belongs.
 
         :param incomplete: say in the output that pages are missing.
-        :param keep: if some of it does not get to the disk, the rest is kept, and
-            said to be incomplete: :attr:`doubt`.
+        :param keep: if there is no room for some of it after all, the rest is kept,
+            and said to be incomplete: :attr:`doubt`. So it is if the disk has a fault.
         :return: size of the output.
         :raises OutputFull: if there is no room for it after all, unless it is kept.
         :raises DumpError: if it cannot be brought there.
@@ -188,31 +192,32 @@ class Writer(abc.ABC):
         try:
             self._sync(sizes)
         except (OutputFull, OutputBroken) as error:
-            if not keep:
+            if isinstance(error, OutputFull) and not keep:
                 raise
             # What is written again is brought to the disk again, or that is said
             # again: then nothing of it is trusted.
+            self._marked = False
             sizes = self._complete(True)
             self._sync(sizes)
             self.doubt = str(error)
-        # None before all are whole.
-        for output in self._outputs:
-            output.publish()
+        # None before all are whole, and none beside one of an earlier set.
+        for output in self._outputs[1:]:
+            output.make_way()
+        _try_all(output.publish for output in self._outputs)
         return sum(sizes)
 
     def _sync(self, sizes: list[int]) -> None:
-        failed = None
-        for output, size in zip(self._outputs, sizes):
-            try:
-                output.sync(size)
-            except (OutputFull, OutputBroken) as error:
-                failed = error
-        if failed:
-            raise failed
+        _try_all(
+            functools.partial(output.sync, size)
+            for output, size in zip(self._outputs, sizes)
+        )
 
     @abc.abstractmethod
     def _complete(self, incomplete: bool) -> list[int]:
-        """Write what is left, and the mark; returns the sizes of the outputs."""
+        """
+        Write what is left, and put the mark or take it away; returns the sizes of the
+        outputs.
+        """
 
     def close(self) -> None:
         self._counters.close()
@@ -242,16 +247,30 @@ class Writer(abc.ABC):
         """Write data; returns for how many bytes there was room."""
         try:
             output.write(data, offset)
-        except OutputFull as error:
-            self._counters[_FULL] = 1
-            return error.written
-        except OutputBroken as error:
-            # There may be sound blocks behind it.
-            self._counters[_ERRNO] = error.number
+        except (OutputFull, OutputBroken) as error:
+            self._note(error)
             return error.written
         # Pages wait for the disk as soon as there are some.
         output.start_writeback(offset, len(data))
         return len(data)
+
+    def _note(self, error: OutputFull | OutputBroken) -> None:
+        if isinstance(error, OutputFull):
+            self._counters[_FULL] = 1
+        else:
+            # There may be sound blocks behind it.
+            self._counters[_ERRNO] = error.number
+
+
+def _try_all(actions: Iterable[Callable[[], None]]) -> None:
+    failed = None
+    for action in actions:
+        try:
+            action()
+        except (OutputFull, OutputBroken) as error:
+            failed = error
+    if failed:
+        raise failed
 
 
 class _Part(NamedTuple):
@@ -380,7 +399,7 @@ class KdumpWriter(Writer):
             if self._limit is not None and part.data > self._limit:
                 raise OutputFull(f"the limit of {self._limit} bytes is too small")
             self._counters[_ENDS + part.number] = part.data
-            self._write_headers(part)
+            self._write_headers(part, self._marked)
             self._write_bitmaps(part)
             if part.pages:
                 size = part.pages * kdump.DESCRIPTOR.itemsize
@@ -393,8 +412,10 @@ class KdumpWriter(Writer):
             for row in rows_of(lambda n, _: bytes(n), begin, part.zero_page or begin):
                 self._checksums[part.number][row.offset] = row
 
-    def _write_headers(self, part: _Part) -> None:
-        self._put_checked(part, kdump.pack_headers(part.header, self.vmcore.notes), 0)
+    def _write_headers(self, part: _Part, incomplete: bool) -> None:
+        status = part.header.status | (kdump.STATUS_INCOMPLETE if incomplete else 0)
+        header = part.header._replace(status=status)
+        self._put_checked(part, kdump.pack_headers(header, self.vmcore.notes), 0)
 
     def _write_bitmaps(self, part: _Part) -> None:
         header = part.header
@@ -515,9 +536,9 @@ class KdumpWriter(Writer):
                 data = self._table[start:stop].tobytes()
                 try:
                     part.output.write(data, part.descriptor_at(start))
-                except OutputBroken as error:
+                except (OutputFull, OutputBroken) as error:
                     # They read as zeros: pages that are missing.
-                    self._counters[_ERRNO] = error.number
+                    self._note(error)
                     self._tallies[first:end] = 0
                     self._descriptor_rows[first:end] = 0
 
@@ -525,10 +546,10 @@ class KdumpWriter(Writer):
         return Tally(*self._tallies.sum(axis=0).tolist())
 
     def _complete(self, incomplete: bool) -> list[int]:
-        for part in self._parts if incomplete else ():
-            status = part.header.status | kdump.STATUS_INCOMPLETE
-            header = part.header._replace(status=status)
-            self._write_headers(part._replace(header=header))
+        if incomplete != self._marked:
+            for part in self._parts:
+                self._write_headers(part, incomplete)
+            self._marked = incomplete
         sizes = []
         for part in self._parts:
             end = max(part.data, self._data_ends[part.number])
@@ -555,7 +576,7 @@ class KdumpWriter(Writer):
             return 0
         try:
             part.output.write(table, end)
-        except OutputFull:
+        except (OutputFull, OutputBroken):
             return 0
         return len(table)
 
@@ -623,7 +644,8 @@ class ElfWriter(Writer):
     def start(self) -> None:
         if self._limit is not None and self._header.data > self._limit:
             raise OutputFull(f"the limit of {self._limit} bytes is too small")
-        self._outputs[0].write(elf.pack_header(self._header, 0), 0)
+        flags = elf.DUMP_INCOMPLETE if self._marked else 0
+        self._outputs[0].write(elf.pack_header(self._header, flags), 0)
 
     def write_item(self, number: int) -> None:
         super().write_item(number)
@@ -698,6 +720,9 @@ class ElfWriter(Writer):
         if incomplete or self._was_incomplete:
             header = self._header_of_what_is_there()
             self._outputs[0].write(elf.pack_header(header, elf.DUMP_INCOMPLETE), 0)
+        elif self._marked:
+            self._outputs[0].write(elf.pack_header(self._header, 0), 0)
+            self._marked = False
         return [size]
 
     def _header_of_what_is_there(self) -> elf.Header:

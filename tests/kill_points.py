@@ -9,7 +9,8 @@ the first or a worker, is killed with SIGKILL before the n-th call of something 
 changes the output or the counters: what, and which n, is drawn from all that an
 undisturbed run comes to. What is found then is read by
 tests/synthetic.py, which shares no code with the writer; only the parts of a split
-dump and ELF cores are read by drgn_tools.vmcore, which is no part of the writer.
+dump, ELF cores and what is left of who was killed are read by drgn_tools.vmcore, which
+is no part of the writer.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from drgn_tools import output, plan, rearrange, workers, writer
+from drgn_tools.errors import DumpError
 from drgn_tools.pages import excluded_classes
 from drgn_tools.vmcore import open_vmcore
 from tests.synthetic import MIB, Machine, read_kdump, write_elf
@@ -42,13 +44,15 @@ POINTS: dict[str, tuple[Any, str]] = {
     "write": (os, "pwrite"),
     "descriptors": (writer.KdumpWriter, "_write_descriptors"),
     "checksums": (writer.KdumpWriter, "_write_checksums"),
+    "copy": (rearrange, "_copy_pages"),
     "stream": (output.Stream, "_put"),
     "hand over": (output.Stream, "_hand_over"),
     "fsync": (os, "fsync"),
+    "make way": (os, "unlink"),
     "rename": (os, "rename"),
 }
 WHO = ("first", "worker")
-KINDS = ("file", "split", "stream", "elf", "rearrange")
+KINDS = ("file", "split", "stream", "elf", "rearrange", "reassemble")
 
 
 def machine() -> Machine:
@@ -89,6 +93,7 @@ def run_killed(
         "stream": ["extract", *options, "-F", str(dump)],
         "elf": ["extract", *options, "-E", str(dump), str(room / "out")],
         "rearrange": ["-R", str(room / "out")],
+        "reassemble": ["--reassemble", f"{dump}1", f"{dump}2", str(room / "out")],
     }[kind]
     counts = workers.Counters(1 + 2 * len(POINTS))
     with (
@@ -109,7 +114,7 @@ def run_killed(
                 plan._CELLS_PER_WORKER = 1
                 _arm(point, who, nth, counts)
                 sys.argv = ["drgn-tools", *arguments]
-                (makedumpfile if kind == "rearrange" else main)()
+                (main if arguments[0] == "extract" else makedumpfile)()
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -146,10 +151,18 @@ def _arm(point: str, who: str, nth: int, counts: workers.Counters) -> None:
 
 
 def judge(
-    room: Path, kind: str, expected: dict[int, bytes], status: int, said: str, who: str
+    room: Path,
+    kind: str,
+    expected: dict[int, bytes],
+    earlier: dict[str, bytes],
+    status: int,
+    said: str,
+    who: str,
 ) -> str:
     """
     What is there; anything that looks whole and is not is an AssertionError.
+
+    :param earlier: what was there before, by name.
     """
     names = ["out", "out2"] if kind == "split" else ["out"]
     left = sorted(os.listdir(room))
@@ -159,6 +172,15 @@ def judge(
         return _judge_stream(room, expected, status, said)
     # Only who is killed cannot tidy up.
     assert not hidden or who == "first", hidden
+    for name in hidden:
+        _judge_hidden(room / name, kind, expected)
+    old = [name for name in left if (room / name).read_bytes() == earlier.get(name)]
+    left = [name for name in left if name not in old]
+    if old:
+        # Never one of an earlier set beside one of this.
+        assert not set(left) & set(names) and status == -signal.SIGKILL, left
+        if old != names:
+            return "one part of two, of an earlier set"
     if names[0] not in left and names[-1] not in left:
         assert status != 0
         return "nothing, and says so"
@@ -191,6 +213,34 @@ def judge(
     assert not marked or status
     assert status in (0, -signal.SIGKILL), said
     return "complete" if not status else "complete, killed after the rename"
+
+
+def _judge_hidden(path: Path, kind: str, expected: dict[int, bytes]) -> None:
+    # What who is killed leaves behind is marked, is whole, or looks like no dump.
+    raw = path.read_bytes()
+    if raw[:8] == b"KDUMP   ":
+        marked = int.from_bytes(raw[424:428], "little") & 0x8
+    elif raw[:4] == b"\x7fELF":
+        marked = raw[48] & 1
+    else:
+        assert not any(raw[:8])
+        return
+    if marked and kind == "elf":
+        return
+    try:
+        opened = open_vmcore(str(path), part=True)
+    except DumpError as error:
+        assert marked and "cut short" in str(error)
+        return
+    with opened as vmcore:
+        there = [pfn for pfn in expected if vmcore.present(pfn, pfn + 1)[0]]
+        if vmcore.header and vmcore.header.split:
+            start, end = vmcore.header.start_pfn, vmcore.header.end_pfn
+            expected = {p: page for p, page in expected.items() if start <= p < end}
+        assert marked or there == [*expected]
+        for pfn in there:
+            size = vmcore.page_size
+            assert vmcore.read(pfn * size, size) == expected[pfn]
 
 
 def _judge_stream(
@@ -237,12 +287,30 @@ def kills(
     room.mkdir()
     run_killed(dump, room, "stream", "", "", 0)
     (directory / "stream").rename(stream)
+    parts = {"out": directory / "flat1", "out2": directory / "flat2"}
+    run_killed(dump, room, "split", "", "", 0)
+    for name, part in parts.items():
+        (room / name).rename(part)
+    # Of another moment, and so with other content.
+    for pfn in range(500, 1000):
+        made.pages[0].anon(pfn)
+    made.loads()
+    write_elf(directory / "other", made.loads()[1:], made.notes())
+    run_killed(directory / "other", room, "split", "", "", 0)
+    earlier = {name: (room / name).read_bytes() for name in parts}
+
+    def prepare(kind: str) -> tuple[Path, dict[str, bytes]]:
+        for path in room.iterdir():
+            path.unlink()
+        before = earlier if kind == "split" else {}
+        for name, data in before.items():
+            (room / name).write_bytes(data)
+        return (stream if kind in ("rearrange", "reassemble") else dump), before
+
     # What an undisturbed run comes to, and how often.
     reached = []
     for kind in KINDS:
-        source = stream if kind == "rearrange" else dump
-        for path in room.iterdir():
-            path.unlink()
+        source, _ = prepare(kind)
         status, said, _, calls = run_killed(source, room, kind, "", "", 0)
         assert status == 0, said
         for n, count in enumerate(calls):
@@ -251,12 +319,10 @@ def kills(
     for _ in range(runs):
         kind, point, who, count = chance.choice(reached)
         nth = chance.randint(1, count)
-        for path in room.iterdir():
-            path.unlink()
-        source = stream if kind == "rearrange" else dump
+        source, before = prepare(kind)
         status, said, victim, _ = run_killed(source, room, kind, point, who, nth)
         try:
-            outcome = judge(room, kind, expected, status, said, victim)
+            outcome = judge(room, kind, expected, before, status, said, victim)
         except AssertionError:
             print(f"{kind}, {point} {nth}, {victim}: status {status}", said)
             raise

@@ -7,11 +7,15 @@ nothing is lost that could be read.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import faulthandler
+import mmap
 import os
+import resource
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import time
@@ -25,6 +29,7 @@ import numpy as np
 import pytest
 
 from drgn_tools import output, plan, rearrange, vmcore, workers, writer
+from drgn_tools.errors import DumpError
 from drgn_tools.pages import excluded_classes
 from drgn_tools.plan import make_plan
 from drgn_tools.verify import verify
@@ -135,8 +140,8 @@ def session(number: int) -> list[int]:
     alive = []
     for name in os.listdir("/proc"):
         with contextlib.suppress(OSError, ValueError):
-            stat = Path("/proc", str(int(name)), "stat").read_text()
-            state, _, _, owner = stat.rpartition(")")[2].split()[:4]
+            text = Path("/proc", str(int(name)), "stat").read_text()
+            state, _, _, owner = text.rpartition(")")[2].split()[:4]
             if int(owner) == number and state != "Z":
                 alive.append(int(name))
     return alive
@@ -939,13 +944,17 @@ def test_kill_points(seed: int, tmp_path: Path) -> None:
 
 
 def stop_once(monkeypatch: pytest.MonkeyPatch) -> Counters:
-    """The first worker that writes pages stops, as by SIGSTOP."""
-    stopped = Counters(1)
+    """
+    The first worker that writes pages stops, as by SIGSTOP.
+
+    :return: how often one came to that, and who stopped.
+    """
+    stopped = Counters(2)
     real = writer.Writer.write_item
 
     def write_item(self: Any, number: int) -> None:
         if os.getpid() != os.getsid(0) and not stopped.add(0, 1):
-            stopped[0] = os.getpid()
+            stopped[1] = os.getpid()
             os.kill(os.getpid(), signal.SIGSTOP)
         real(self, number)
 
@@ -980,6 +989,47 @@ def test_stopped_worker(
     else:
         path = rearranged(out) if kind == "stream" else out
         check_kdump(path, wanted(machine, 8), set())
+
+
+def test_first_process_stopped(
+    machine: Machine, dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    With a worker, as by Ctrl-Z, for longer than a worker is waited for. That it did
+    not look does not count: all go on where they were.
+    """
+    monkeypatch.setattr(workers, "_HALT", 2.0)
+    stopped = stop_once(monkeypatch)
+    out = tmp_path / "out"
+    with tempfile.TemporaryFile() as err:
+        pid = start(
+            *("extract", "-d8", "--jobs", 2, dump, out),
+            stdout=err.fileno(),
+            stderr=err.fileno(),
+        )
+        wait_for(lambda: stopped[1] and state(stopped[1]) == "T")
+        # Until it has been seen.
+        time.sleep(0.5)
+        os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: state(pid) == "T")
+        time.sleep(2.5)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.3)
+        os.kill(stopped[1], signal.SIGCONT)
+        _, status = os.waitpid(pid, 0)
+        err.seek(0)
+        said = err.read().decode()
+    assert status == 0 and "killed" not in said, said
+    stopped.close()
+    check_kdump(out, wanted(machine, 8), set())
+
+
+def state(pid: int) -> str:
+    """As ps has it; empty if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
 
 
 def test_clock_jumps(
@@ -1057,6 +1107,255 @@ def test_fsync(
         assert read_kdump(paths[0]).pages == wanted(machine, 8)
 
 
+def fail_fsync(patch: pytest.MonkeyPatch, number: int, times: int) -> None:
+    real = os.fsync
+    calls = []
+
+    def fsync(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) <= times:
+            raise OSError(number, os.strerror(number))
+        real(fd)
+
+    patch.setattr(os, "fsync", fsync)
+
+
+def test_fsync_has_a_fault_at_the_first_level(
+    machine: Machine, dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less would not help: it is no want of room."""
+    fail_fsync(monkeypatch, errno.EIO, 1)
+    outcome = command("extract", "-d0,8", dump, tmp_path / "out")
+    monkeypatch.undo()
+    assert "some of it may not be on the disk" in last_line(outcome)
+    found = read_kdump(tmp_path / "out")
+    assert (found.dump_level, found.status & 0x8) == (0, 0x8)
+    assert found.pages == wanted(machine, 0)
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL])
+def test_fsync_of_the_directory(
+    number: int,
+    split: bool,
+    dump: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If the name may not last, that is said. Not every file system can do it."""
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    paths = [tmp_path / name for name in "ab"[: 1 + split]]
+    options = ["-d8", *(["--split"] if split else [])]
+    outcome = command("extract", *options, dump, *paths)
+    monkeypatch.undo()
+    if number == errno.EIO:
+        line = assert_refused(outcome)
+        assert line.endswith("may not stay under its name: Input/output error\n")
+    else:
+        assert outcome.status == 0
+    for path in paths:
+        report = verify(str(path), 1)
+        assert not report.findings
+    assert len(os.listdir(tmp_path)) == len(paths)
+
+
+@pytest.mark.parametrize("kind", ["stream", "ELF stream", "parts"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("times", [1, 2])
+def test_fsync_of_what_is_rearranged(
+    times: int,
+    number: int,
+    kind: str,
+    machine: Machine,
+    dump: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of an extracted dump."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    if kind == "parts":
+        parts = [f"{source}{n}" for n in (1, 2)]
+        assert command("extract", "-d8", "--split", dump, *parts).status == 0
+        whole = tmp_path / "whole"
+        rearrange.reassemble(parts, str(whole), False)
+    else:
+        options = ["-E"] if "ELF" in kind else []
+        outcome = command("extract", "-d8", *options, "-F", dump, stdout=source)
+        assert outcome.status == 0
+        whole = rearranged(source)
+    left = set(os.listdir(tmp_path))
+    fail_fsync(monkeypatch, number, times)
+    with pytest.raises(DumpError, match=os.strerror(number)) as error:
+        if kind == "parts":
+            rearrange.reassemble(parts, str(out), False)
+        else:
+            with source.open("rb") as file:
+                rearrange.rearrange(file.fileno(), str(out), False)
+    monkeypatch.undo()
+    if times > 1:
+        assert set(os.listdir(tmp_path)) == left
+        return
+    assert "is incomplete: some of it may not be on the disk" in str(error.value)
+    # But for the mark, it is what it should be.
+    expected, found = bytearray(whole.read_bytes()), out.read_bytes()
+    at, mark = (48, 1) if "ELF" in kind else (424, 8)
+    assert not expected[at] & mark
+    expected[at] |= mark
+    assert 0 <= len(expected) - len(found) < 1 << 16
+    assert expected[: len(found)] == found
+    if "ELF" not in kind:
+        check_kdump_marked(out, wanted(machine, 8))
+
+
+def check_kdump_marked(path: Path, expected: dict[int, bytes]) -> None:
+    assert read_kdump(path).pages == expected
+    report = verify(str(path), 1)
+    assert (report.damaged, report.missing) == (0, 0)
+    assert {finding.kind for finding in report.findings} == {"incomplete"}
+
+
+def fail_writes(
+    patch: pytest.MonkeyPatch, fails: Callable[[int, int], int | None], number: int
+) -> None:
+    """
+    Have writes fail.
+
+    :param fails: whether one at (offset, size) does: how much of it is written first.
+    """
+    real = os.pwrite
+
+    def pwrite(fd: int, data: Any, offset: int) -> int:
+        room = fails(offset, len(data))
+        if room == 0:
+            raise OSError(number, os.strerror(number))
+        return real(fd, data[:room], offset)
+
+    patch.setattr(os, "pwrite", pwrite)
+
+
+def test_bad_block_of_what_is_rearranged(
+    machine: Machine, dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream does not come again: what is behind the block is there."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    monkeypatch.setattr(writer, "_ITEM_PAGES", 100)
+    assert command("extract", "-d8", "-F", dump, stdout=source).status == 0
+    bad = 1_000_000
+
+    def fails(offset: int, size: int) -> int | None:
+        return bad - offset if offset <= bad < offset + size else None
+
+    fail_writes(monkeypatch, fails, errno.EIO)
+    why = "pages are missing: cannot write .*: Input/output error"
+    with source.open("rb") as file, pytest.raises(DumpError, match=why):
+        rearrange.rearrange(file.fileno(), str(out), False)
+    monkeypatch.undo()
+    expected = wanted(machine, 8)
+    missing = set(expected) - set(read_kdump(out).pages)
+    assert 0 < len(missing) <= plan.UNIT_PFNS
+    check_kdump(out, expected, missing)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("what", ["descriptors", "checksums"])
+def test_bad_block_beside_the_pages(
+    what: str,
+    number: int,
+    machine: Machine,
+    dump: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Descriptors that cannot be written are of pages that are missing."""
+    out = tmp_path / "out"
+    expected = wanted(machine, 8)
+    assert command("extract", "-d8", dump, out).status == 0
+    places = read_kdump(out).places.values()
+    data = min(offset for offset, _, _ in places if offset)
+    end = max(offset + size for offset, size, _ in places)
+    # With many descriptors before and after it.
+    bad = data - 24 * len(expected) // 2 if what == "descriptors" else end
+
+    def fails(offset: int, size: int) -> int | None:
+        return 0 if offset <= bad < offset + size else None
+
+    monkeypatch.setattr(writer, "_ITEM_PAGES", 100)
+    monkeypatch.setattr(writer, "_FLUSHED_ITEMS", 2)
+    fail_writes(monkeypatch, fails, number)
+    options = ["-d8", "-f", "--jobs", 1]
+    outcome = command("extract", *options, dump, out)
+    monkeypatch.undo()
+    found = read_kdump(out)
+    missing = set(expected) - set(found.pages)
+    assert found.pages == {p: d for p, d in expected.items() if p not in missing}
+    if what == "checksums":
+        assert outcome.status == 0
+        check_kdump(out, expected, set())
+    else:
+        assert "is incomplete: " in last_line(outcome)
+        assert 0 < len(missing) <= 2 * plan.UNIT_PFNS
+        assert found.status & 0x8
+        assert verify(str(out), 1).damaged == 0
+
+
+def test_read_only_from_then_on(
+    machine: Machine, dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    As ext4 after an error: nothing can be written, renamed or removed. What is left
+    says that it is incomplete, and is.
+    """
+
+    def refuse(*_: object) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    fail_writes(monkeypatch, lambda at, _: 0 if at > 500_000 else None, errno.EROFS)
+    for name in ("fsync", "rename", "unlink"):
+        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(writer, "_ITEM_PAGES", 100)
+    outcome = command("extract", "-d8", dump, tmp_path / "out")
+    monkeypatch.undo()
+    assert "Read-only file system" in assert_refused(outcome)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out.")
+    expected = wanted(machine, 8)
+    missing = set(expected) - set(read_kdump(left).pages)
+    assert 0 < len(missing) < len(expected)
+    check_kdump(left, expected, missing)
+
+
+def test_rename_of_a_part(
+    dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one fails, there is no set: not even with a part of an earlier one."""
+    real = os.rename
+
+    def rename(source: str, target: str) -> None:
+        if target.endswith("b"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(source, target)
+
+    paths = [tmp_path / name for name in "ab"]
+    for path in paths:
+        path.write_text("earlier")
+    monkeypatch.setattr(os, "rename", rename)
+    outcome = command("extract", "-d8", "-f", "--split", dump, *paths)
+    monkeypatch.undo()
+    assert "Input/output error" in assert_refused(outcome)
+    assert os.listdir(tmp_path) == ["a"]
+    report = verify(str(paths[0]), 1)
+    assert (report.damaged, report.missing) == (0, 0)
+    with pytest.raises(DumpError, match="a part is missing"):
+        rearrange.reassemble([str(paths[0])], str(tmp_path / "c"), False)
+
+
 @pytest.mark.parametrize("kind", ["file", "elf"])
 def test_bad_block_of_the_output(
     kind: str,
@@ -1131,8 +1430,62 @@ def test_worker_without_memory(
     monkeypatch.setattr(vmcore._ElfVmcore, "pages", pages)
     outcome = command("extract", "-d8", "--jobs", 2, dump, tmp_path / "out")
     assert outcome.status == 0
-    assert "warning: a worker had not enough memory; read again" in outcome.stderr
+    assert "warning: not enough memory; read again" in outcome.stderr
     check_kdump(tmp_path / "out", wanted(machine, 8), set())
+
+
+@pytest.mark.parametrize("room", [0, 1 << 20])
+@pytest.mark.parametrize("codec", ["zlib", "snappy", "none"])
+def test_workers_that_get_no_more_memory(
+    codec: str,
+    room: int,
+    machine: Machine,
+    dump: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    Whatever a library does then: raises, aborts, or touches what it did not get. What
+    could not be done is missing, and said to be.
+    """
+    first = os.getpid()
+    limited: list[int] = []
+    real = workers._take
+
+    def take(*arguments: Any) -> int:
+        if not limited and os.getpid() != first:
+            limited.append(1)
+            ctypes.CDLL(None).malloc_trim(0)
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            size = pages * mmap.PAGESIZE + room
+            resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        return real(*arguments)
+
+    monkeypatch.setattr(workers, "_take", take)
+    out = tmp_path / "out"
+    options = ["-d8", "--jobs", 2, "--compress", codec]
+    outcome = command("extract", *options, dump, out)
+    monkeypatch.undo()
+    found = read_kdump(out)
+    # Struct pages may not have been read, and all kept for that.
+    expected = {pfn: machine.page(pfn) for pfn in found.places}
+    assert set(wanted(machine, 8)) <= set(expected)
+    missing = set(expected) - set(found.pages)
+    assert outcome.status == (1 if missing else 0)
+    assert "Traceback" not in outcome.stderr
+    check_kdump(out, expected, missing)
+
+
+def test_first_process_without_memory(
+    dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(writer.KdumpWriter, "flush", fail)
+    outcome = command("extract", "-d8", dump, tmp_path / "out")
+    assert assert_refused(outcome) == "drgn-tools: not enough memory\n"
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("blocking", [True, False])

@@ -383,6 +383,46 @@ def test_stopped_worker_that_holds_the_lock(
     assert [done[n] for n in range(10)] == [int(n != 3) for n in range(10)]
 
 
+def test_stopped_after_it_said_why(
+    done: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for the rest of what it says."""
+    monkeypatch.setattr(workers, "_HALT", 0.3)
+    real = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        written = real(fd, data)
+        if data.startswith(b"3 "):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return written
+
+    def work(number: int) -> None:
+        if number == 3:
+            raise MissingMemory(number)
+        done.add(number, 1)
+
+    monkeypatch.setattr(os, "write", write)
+    assert list(run(10, work, 2, nothing)) == [3]
+    assert [done[n] for n in range(10)] == [int(n != 3) for n in range(10)]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_much_that_cannot_be_read(count: int, done: Counters) -> None:
+    """Nobody is started anew for it; and what is said is more than a pipe holds."""
+
+    def work(number: int) -> None:
+        done[number] = os.getpid()
+        if number % 10 == 5:
+            raise MemoryError
+        raise MissingMemory(number, "x" * 5000 if number < 100 else "bad\0bad")
+
+    failed = run(1000, work, count, nothing)
+    assert sorted(failed) == list(range(1000))
+    assert failed[5] == "not enough memory"
+    assert failed[200].startswith("physical address 0xc8 is bad")
+    assert len({done[number] for number in range(1000)}) <= max(1, count)
+
+
 def test_stopped_for_a_moment(done: Counters) -> None:
     """Who continues in time has lost nothing."""
 

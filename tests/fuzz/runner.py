@@ -360,6 +360,7 @@ def _still(name: str, one: Finding) -> bool:
     pid = os.fork()
     if not pid:
         try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             limit_memory(MEMORY)
             # What takes so long is a hang, and ends here.
             seconds = int(4 * SECONDS)

@@ -50,8 +50,8 @@ __all__ = (
 
 # In place of a device's numbers.
 _NOT_THERE = "not in the dump"
-# Devices that are looked for: more than anybody has.
-_MAX_DEVICES = 1 << 16
+# Devices of an array that are looked at; zram made no more than 32 (max_num_devices).
+_MAX_DEVICES = 256
 
 
 class ZramPage(NamedTuple):

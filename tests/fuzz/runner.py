@@ -360,6 +360,7 @@ def _still(name: str, one: Finding) -> bool:
     pid = os.fork()
     if not pid:
         try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             limit_memory(MEMORY)
             # What takes so long is a hang, and ends here.
             seconds = int(4 * SECONDS)
@@ -430,7 +431,7 @@ def run_batch(name: str, state: State, count: int) -> State:
         data = shared[_HEAD.size : _HEAD.size + length]
         one = Finding(why, "", "the process ended", _keep(name, "found", data))
         findings.setdefault((why, one.input), one)
-        done = {"inputs": max(1, now + 1 - start)}
+        done = {"inputs": max(1, now + 1 - start), "seconds": used}
     merged = State(
         state.inputs + done["inputs"],
         state.seconds + done.get("seconds", 0.0),

@@ -7,6 +7,7 @@ what is there.
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,9 +26,10 @@ from drgn_tools import (
     ramoops,
     symbols,
     verify,
+    workers,
     zram,
 )
-from drgn_tools.errors import DumpError
+from drgn_tools.errors import DumpError, MissingMemory
 from drgn_tools.formats import elf, flattened, kdump
 from drgn_tools.ftrace_text import TORN
 from drgn_tools.kernel_symbols import KernelSymbols
@@ -562,3 +564,36 @@ def test_list_that_leads_below_the_first_address(name: str) -> None:
 
     said = within_limits(work)
     assert said.startswith("# tracer: nop\n")
+
+
+def test_billions_of_zram_devices() -> None:
+    kernel = ZramKernel(slots=12)
+    kernel.streams([b""])
+    _, address, _ = kernel.variables["num_devices"]
+    kernel.write(address, 0xFFFFFFFF, 4)
+
+    def work() -> str:
+        out = io.StringIO()
+        zram.zram_devices(kernel.prog, file=out)
+        return str(len(out.getvalue().splitlines()))
+
+    # With a heading.
+    assert within_limits(work) == "257"
+
+
+def test_thousands_of_pages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them takes a process with it."""
+    forks: list[int] = []
+    fork = os.fork
+
+    def counted() -> int:
+        forks.append(0)
+        return fork()
+
+    def work(number: int) -> None:
+        raise MissingMemory(number * PAGE)
+
+    monkeypatch.setattr(os, "fork", counted)
+    failed = workers.run(3000, work, 2, lambda number: None)
+    assert sorted(failed) == list(range(3000))
+    assert len(forks) == 2

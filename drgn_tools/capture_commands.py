@@ -449,7 +449,7 @@ def dmesg(
             out.flush()
         else:
             check_target(output, force, (dump,))
-            with files(output) as (file,):
+            with files(output, force=force) as (file,):
                 size = 0
                 for piece in pieces:
                     file.write(piece, size)

@@ -26,36 +26,84 @@ from tests.test_zram import filled
 from tests.zram_kernel import ZramKernel
 
 SOURCES = sorted([*ROOT.glob("drgn_tools/**/*.py"), ROOT / "_drgn_tools.py"])
-# What makes code, commands or objects of data.
-FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen"}
-FORBIDDEN_MODULES = {
-    *("pickle", "marshal", "shelve", "dill", "yaml", "subprocess", "pty", "ctypes"),
-    *("socket", "http", "urllib", "ftplib", "smtplib", "ssl", "asyncio", "code"),
+# What makes code, commands, objects or files of data, called or not.
+FORBIDDEN_NAMES = {
+    *("eval", "exec", "compile", "__import__", "breakpoint", "input"),
+    *("popen", "startfile", "posix_spawn", "posix_spawnp"),
+    *(f"exec{how}" for how in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")),
+    *(f"spawn{how}" for how in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")),
+    *("mktemp", "mkstemp", "extractall", "unpack_archive", "exec_module"),
+    *("find_spec", "spec_from_file_location", "ctypeslib"),
 }
+FORBIDDEN_MODULES = {
+    *("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml", "dbm"),
+    *("subprocess", "pty", "ctypes", "cffi", "runpy", "imp", "code", "codeop"),
+    # These pickle, or take apart what they are given.
+    *("multiprocessing", "concurrent", "xml", "tarfile", "zipfile", "shutil"),
+    *("socket", "http", "urllib", "ftplib", "smtplib", "ssl", "asyncio", "webbrowser"),
+}
+# Modules that are imported, formats and expressions that are used, by names: each is
+# of a table of ours.
+BY_NAME = {
+    "import_module(f'drgn_tools.{module}')",
+    "import_module(f'drgn_tools.{_MODULES[name]}')",
+    "import_module(where)",
+    "import_module(module)",
+    "form.format(name, 'enabled')",
+    "form.format(name, 'disabled')",
+    "text.format(value)",
+    "_RECORDS[name].format",
+    "re.fullmatch(named.release, release)",
+    "re.search(named.version, version)",
+    "re.match(pattern, last)",
+    "re.search(pattern, inspect.getdoc(other) or '', flags=re.MULTILINE)",
+    "re.compile(pattern)",
+}
+
+
+def is_ours(node: ast.expr | None) -> bool:
+    """A text that is in the source, the only ones that tell what is to be done."""
+    if isinstance(node, ast.BinOp):
+        return is_ours(node.left) and is_ours(node.right)
+    return isinstance(node, ast.Constant)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_no_code_from_data(path: Path) -> None:
-    """No shell, no pickle, no eval; no network."""
+    """No shell, no pickle, no eval; no network; no formats, expressions or modules."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call):
-            function = node.func
-            # re.compile() is no other.
-            module = ast.unparse(function.value) if hasattr(function, "value") else ""
-            name = getattr(function, "attr", getattr(function, "id", ""))
-            if module != "re":
-                assert name not in FORBIDDEN_CALLS, f"{name}, line {node.lineno}"
-            # numpy.load() may unpickle.
-            assert (module, name) != ("np", "load")
-            for keyword in node.keywords:
-                assert keyword.arg not in ("shell", "allow_pickle")
-        names = []
+        where = f"line {getattr(node, 'lineno', 0)}"
+        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [node.module or ""]
+            forbidden = {*FORBIDDEN_NAMES, "system"}
+            assert not forbidden & {alias.name for alias in node.names}, where
         for name in names:
-            assert name.partition(".")[0] not in FORBIDDEN_MODULES, name
+            assert name.partition(".")[0] not in FORBIDDEN_MODULES, where
+        if isinstance(node, ast.Name):
+            assert node.id not in FORBIDDEN_NAMES, where
+        elif isinstance(node, ast.Attribute):
+            # re.compile() is no other.
+            told = ast.unparse(node)
+            assert node.attr not in FORBIDDEN_NAMES or told == "re.compile", where
+            # They may unpickle.
+            assert told not in ("os.system", "np.load", "np.memmap", "np.fromregex"), (
+                where
+            )
+        elif isinstance(node, ast.Call):
+            keywords = {keyword.arg for keyword in node.keywords}
+            assert not keywords & {"shell", "allow_pickle", "preexec_fn"}, where
+            told = ast.unparse(node)
+            function = ast.unparse(node.func)
+            text: ast.expr | None = node.args[0] if node.args else None
+            if isinstance(node.func, ast.Attribute) and node.func.attr == "format":
+                text = node.func.value
+            elif not re.fullmatch(r"re\.[a-z]+|(.*\.)?import_module", function):
+                continue
+            if function != "re.escape" and not is_ours(text):
+                assert any(one in told for one in BY_NAME), f"{told}, {where}"
 
 
 def test_names_of_temporary_files() -> None:

@@ -416,6 +416,7 @@ def dmesg(
     it, T and the thread or C and the CPU that it came from. The other lines of a
     record are indented. Bytes that are neither printable ASCII nor white space are
     escaped as \\x and hexadecimal digits: two of them, and ffffff in front from 80 on.
+    On a terminal, what would drive it is escaped, too.
 
     If the kernel does not say when the log was last cleared, --partial prints all.
 

@@ -416,6 +416,7 @@ def dmesg(
     it, T and the thread or C and the CPU that it came from. The other lines of a
     record are indented. Bytes that are neither printable ASCII nor white space are
     escaped as \\x and hexadecimal digits: two of them, and ffffff in front from 80 on.
+    On a terminal, what would drive it is escaped, too.
 
     If the kernel does not say when the log was last cleared, --partial prints all.
 
@@ -449,7 +450,7 @@ def dmesg(
             out.flush()
         else:
             check_target(output, force, (dump,))
-            with files(output) as (file,):
+            with files(output, force=force) as (file,):
                 size = 0
                 for piece in pieces:
                     file.write(piece, size)

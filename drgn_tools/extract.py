@@ -163,7 +163,7 @@ def extract(
                     if dry_run:
                         outputs = [Nothing() for _ in targets or "1"]
                     elif targets:
-                        outputs = stack.enter_context(files(*targets))
+                        outputs = stack.enter_context(files(*targets, force=force))
                     else:
                         outputs = [stack.enter_context(contextlib.closing(Stream(1)))]
                     writer: Writer = (

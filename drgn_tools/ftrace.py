@@ -376,7 +376,7 @@ def _export(prog: Program, path: str, kind: str, force: bool) -> FtraceExport:
         from drgn_tools.output import write_file
 
         sources = [Source(b, reader.printer(b), cpus) for b, cpus in streams]
-        write_file(path, perfetto_trace(sources))
+        write_file(path, perfetto_trace(sources), force)
         for source in sources:
             for text in source.printer.notes():
                 notes(text)
@@ -384,7 +384,7 @@ def _export(prog: Program, path: str, kind: str, force: bool) -> FtraceExport:
         from drgn_tools.export.trace_dat import write_trace_dat
 
         buffers = [_trace_dat_buffer(buffer, cpus) for buffer, cpus in streams]
-        write_trace_dat(path, _trace_dat_kernel(reader), buffers)
+        write_trace_dat(path, _trace_dat_kernel(reader), buffers, force)
     for text, count in notes.texts.items():
         say("ftrace", text + (f" ({count} times)" if count > 1 else ""))
     # Of those that there are any of.

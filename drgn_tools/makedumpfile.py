@@ -638,9 +638,10 @@ def _dump_log(given: _Given, talk: _Talk) -> None:
                 _write_stdout(verbatim(piece, sys.stdout))
         else:
             source, target = given.names
-            check_target(target, "-f" in given.options, (source,))
+            force = "-f" in given.options
+            check_target(target, force, (source,))
             size = 0
-            with files(target) as (file,):
+            with files(target, force=force) as (file,):
                 try:
                     for piece in pieces:
                         file.write(piece, size)

@@ -500,7 +500,7 @@ def oprofile_export(
 
         stacks = count_stacks(samples)
         pieces = pprof(stacks) if kind == "pprof" else [speedscope(stacks, "oprofile")]
-    write_file(path, pieces)
+    write_file(path, pieces, force)
     _say_notes(profile)
 
 

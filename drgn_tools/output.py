@@ -102,19 +102,21 @@ class File:
     A file being written, mode 0600: a dump holds keys and passwords.
 
     :param target: name that it gets when it is done.
+    :param force: it may replace a file that has this name then.
     :raises DumpError: if it cannot be made.
     """
 
     sparse = True
     inbox = None
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, force: bool) -> None:
         directory, name = os.path.split(target)
         if not name:
             raise DumpError(
                 f"cannot write {target or 'a file without a name'}: no file"
             )
         self.target = target
+        self._force = force
         self._directory = directory or "."
         self._temporary = os.path.join(directory, f".{name[:32]}.{os.urandom(8).hex()}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -182,7 +184,10 @@ class File:
 
     def publish(self) -> None:
         try:
-            os.rename(self._temporary, self.target)
+            if not self._force:
+                self._link()
+            if self._temporary:
+                os.rename(self._temporary, self.target)
         except OSError as error:
             raise self._failed(error) from None
         self._temporary = ""
@@ -199,6 +204,20 @@ class File:
                     f"{self.target} may not stay under its name: {error.strerror}",
                     error.errno,
                 ) from None
+
+    def _link(self) -> None:
+        # A link takes no name that there is, where a file system has such links.
+        try:
+            os.link(self._temporary, self.target)
+        except OSError:
+            if os.path.lexists(self.target):
+                kept, self._temporary = self._temporary, ""
+                raise DumpError(
+                    f"{self.target} exists by now: what was written is {kept}"
+                ) from None
+        else:
+            os.unlink(self._temporary)
+            self._temporary = ""
 
     def close(self) -> None:
         # Neither may be possible on a disk that has just failed.
@@ -217,7 +236,7 @@ class File:
 
 
 @contextlib.contextmanager
-def files(*targets: str) -> Iterator[list[File]]:
+def files(*targets: str, force: bool) -> Iterator[list[File]]:
     """Files that are closed in the end, whatever happens from the first on."""
     opened: list[File] = []
     try:
@@ -225,7 +244,7 @@ def files(*targets: str) -> Iterator[list[File]]:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             for target in targets:
-                opened.append(File(target))
+                opened.append(File(target, force))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield opened
@@ -400,13 +419,14 @@ def check_target(target: str, force: bool, sources: tuple[str, ...] = ()) -> Non
         raise DumpError(f"{target} exists (-f replaces it)")
 
 
-def write_file(target: str, pieces: Iterable[bytes]) -> None:
+def write_file(target: str, pieces: Iterable[bytes], force: bool = False) -> None:
     """
     Write a file from its start to its end.
 
+    :param force: it may replace a file.
     :raises DumpError: if it cannot be written.
     """
-    with files(target) as (file,):
+    with files(target, force=force) as (file,):
         size = 0
         waiting = bytearray()
         for piece in pieces:

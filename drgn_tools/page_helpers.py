@@ -107,7 +107,7 @@ def pages_image(prog: Program, path: str, *, force: bool = False) -> None:
     from drgn_tools.output import check_target
 
     check_target(path, force)
-    save(pages_map(prog), path)
+    save(pages_map(prog), path, force)
 
 
 class _Memory(Vmcore):

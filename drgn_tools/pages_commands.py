@@ -59,7 +59,7 @@ def pages(
     if image is not None:
         from drgn_tools.export.page_image import save
 
-        say_written(image, save(page_map, image), quiet)
+        say_written(image, save(page_map, image, force), quiet)
     if as_json:
         from drgn_tools.page_map_text import page_map_json
         from drgn_tools.text import json_line

@@ -929,7 +929,7 @@ def _export(
     for note in _trace_notes(trace, boot, len(records)):
         _note(note)
     boots = _export_boots(prog, trace, records)
-    for note in function_trace.write(path, kind, boots, trace.fmt):
+    for note in function_trace.write(path, kind, boots, trace.fmt, force):
         _note(note)
     return function_trace.summary(path, boots)
 

@@ -196,7 +196,7 @@ def pstore(
 
         raise DumpError(no_records(boots(trace.merged.records)))
     if output is not None:
-        written = _raw_export(trace, output)
+        written = _raw_export(trace, output, force)
         if not quiet:
             print(written, file=sys.stderr)
     elif as_json:
@@ -366,7 +366,7 @@ def _raw_text(
         print(printable(f"note: {note}"), file=sys.stderr)
 
 
-def _raw_export(trace: _Traced, path: str) -> str:
+def _raw_export(trace: _Traced, path: str, force: bool) -> str:
     from drgn_tools import pstore_text as text
     from drgn_tools.export import function_trace
     from drgn_tools.export.endings import format_of
@@ -389,7 +389,7 @@ def _raw_export(trace: _Traced, path: str) -> str:
                 names.caller,
             )
         )
-    missing = function_trace.write(path, format_of("pstore", path), boots, fmt)
+    missing = function_trace.write(path, format_of("pstore", path), boots, fmt, force)
     for note in [*text.trace_notes(trace.merged), *missing]:
         print(printable(f"note: {note}"), file=sys.stderr)
     return function_trace.summary(path, boots)

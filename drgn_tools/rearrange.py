@@ -69,7 +69,7 @@ def rearrange(source_fd: int, target: str, force: bool) -> None:
     """
     _check_source(source_fd, target)
     check_target(target, force)
-    with files(target) as (output,):
+    with files(target, force=force) as (output,):
         arrived = _Arrived()
         try:
             _replay(source_fd, output, arrived)
@@ -374,7 +374,7 @@ def reassemble(sources: list[str], target: str, force: bool) -> None:
     zero_page = 0
     lost = 0
     eraseinfo = b""
-    with files(target) as (output,):
+    with files(target, force=force) as (output,):
         with open_vmcore(parts[0].path, part=True) as vmcore:
             headers = bytearray(vmcore.file_data(header.bitmap_offset, 0))
             bitmaps = Run(header.bitmap_offset, header.descriptors_offset)

@@ -268,7 +268,7 @@ def write_report(
     from drgn_tools.output import check_target, files
 
     check_target(path, force, (dump, *symbols))
-    with files(path) as (file,):
+    with files(path, force=force) as (file,):
         data = page(make_report(dump, symbols, jobs)).encode()
         file.write(data, 0)
         file.finish(len(data))

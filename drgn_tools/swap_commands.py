@@ -159,7 +159,7 @@ def swap(
         if output is not None:
             assert address is not None and size is not None
             task = helpers.find_task(prog, pid)
-            return _write(task, address, size, output, quiet)
+            return _write(task, address, size, output, force, quiet)
         if as_json:
             _print_json(helpers.find_task(prog, pid), address or 0, size)
         else:
@@ -196,13 +196,15 @@ def _print_json(task: Object, address: int, size: int | None) -> None:
     sys.stdout.write(json_line(out) + "\n")
 
 
-def _write(task: Object, address: int, size: int, path: str, quiet: bool) -> int:
+def _write(
+    task: Object, address: int, size: int, path: str, force: bool, quiet: bool
+) -> int:
     from drgn_tools.output import files
     from drgn_tools.swap import as_range, joined, swap_pages
 
     noted = []
     written = untouched = missing = 0
-    with files(path) as (file,):
+    with files(path, force=force) as (file,):
         for page in swap_pages(task, address, size):
             if page.kind == "untouched":
                 # Zeros, as the task would have read.

@@ -445,22 +445,26 @@ def for_each_zram_orphan(zram: Object) -> Iterator[ZramOrphan]:
     yield from orphans(_reader(zram))
 
 
-def zram_export(zram: Object, path: str, *, jobs: int | None = None) -> ZramExport:
+def zram_export(
+    zram: Object, path: str, *, jobs: int | None = None, force: bool = False
+) -> ZramExport:
     """
     Write a whole zram device to a file, as a sparse image.
 
-    Pages that are not in memory are holes and are listed in the result. The file is
-    there only when all is written.
+    Pages that are not in memory are holes and are listed in the result.
 
     :param zram: ``struct zram *``
-    :param path: Name of the file, which is replaced if it is there.
+    :param path: Of the file, which appears when all has been written.
     :param jobs: How many processes do it; by default one for each CPU.
+    :param force: It may replace a file.
     :raises LookupError: if this kernel's zram is not understood.
     :raises DumpError: if the file cannot be written.
     """
+    from drgn_tools.output import check_target
     from drgn_tools.zram_export import export
 
-    return export(_reader(zram), device_name(zram), path, jobs)
+    check_target(path, force)
+    return export(_reader(zram), device_name(zram), path, jobs, force)
 
 
 def zram_table(zram: Object, path: str, *, force: bool = False) -> None:
@@ -493,9 +497,9 @@ def zram_table(zram: Object, path: str, *, force: bool = False) -> None:
     check_target(path, force)
     reader = _reader(zram)
     if kind == "pages":
-        write_file(path, pages_csv(reader, device_name(zram)))
+        write_file(path, pages_csv(reader, device_name(zram)), force)
     else:
-        write_file(path, slots_csv(reader))
+        write_file(path, slots_csv(reader), force)
 
 
 # --- printing

@@ -138,7 +138,9 @@ def zram(
                 helpers.zram_table(found, output, force=force)
                 return 0
             return _exported(
-                helpers.zram_export(found, output, jobs=jobs), output, quiet
+                helpers.zram_export(found, output, jobs=jobs, force=force),
+                output,
+                quiet,
             )
         _run(prog, device, stat, streams, pools, as_json)
     except helpers.SeveralDevices as error:

@@ -26,7 +26,9 @@ _CHUNK = 4096
 _HOLES = ("empty", "zero")
 
 
-def export(reader: Reader, name: str, path: str, jobs: int | None) -> ZramExport:
+def export(
+    reader: Reader, name: str, path: str, jobs: int | None, force: bool
+) -> ZramExport:
     """
     Write all pages of a device to a new file.
 
@@ -36,7 +38,7 @@ def export(reader: Reader, name: str, path: str, jobs: int | None) -> ZramExport
     if jobs is None:
         jobs = min(len(os.sched_getaffinity(0)), count)
     processes = workers.affordable(jobs) if jobs > 1 else 0
-    with contextlib.closing(File(path)) as image, _Reports() as reports:
+    with contextlib.closing(File(path, force)) as image, _Reports() as reports:
 
         def work(number: int) -> None:
             first = number * _CHUNK

@@ -63,11 +63,18 @@ def times(records: FtraceArray) -> npt.NDArray[np.int64]:
     return np.asarray(counter.astype(np.int64))
 
 
-def write(path: str, kind: str, boots: Sequence[Boot], fmt: FtraceFormat) -> list[str]:
+def write(
+    path: str,
+    kind: str,
+    boots: Sequence[Boot],
+    fmt: FtraceFormat,
+    force: bool = False,
+) -> list[str]:
     """
     Write a file.
 
     :param kind: perfetto or trace.dat.
+    :param force: it may replace a file.
     :return: what it lacks, a line each.
     :raises DumpError: if there are no records, or it cannot be written.
     """
@@ -75,9 +82,9 @@ def write(path: str, kind: str, boots: Sequence[Boot], fmt: FtraceFormat) -> lis
         raise DumpError(f"{path} is not written: there are no records for it")
     kept = [_of_cpus(boot) for boot in boots]
     if kind == "perfetto":
-        output.write_file(path, perfetto_trace(kept))
+        output.write_file(path, perfetto_trace(kept), force)
     else:
-        write_trace_dat(path, kept, fmt)
+        write_trace_dat(path, kept, fmt, force)
     count = sum(len(boot.records) for boot in boots)
     count -= sum(len(boot.records) for boot in kept)
     return [f"{count} records of CPUs that there cannot be"] * bool(count)
@@ -171,7 +178,9 @@ _COMMON = (
 )
 
 
-def write_trace_dat(path: str, boots: Sequence[Boot], fmt: FtraceFormat) -> None:
+def write_trace_dat(
+    path: str, boots: Sequence[Boot], fmt: FtraceFormat, force: bool
+) -> None:
     """
     Write a file for trace-cmd: the first boot as its own buffer, others as instances.
     Times are the records' numbers, as of the clock ``counter``. Nothing says which
@@ -210,7 +219,7 @@ def write_trace_dat(path: str, boots: Sequence[Boot], fmt: FtraceFormat) -> None
         )
         for place, boot in enumerate(boots)
     ]
-    trace_dat.write_trace_dat(path, kernel, buffers)
+    trace_dat.write_trace_dat(path, kernel, buffers, force)
 
 
 def _cpus(boot: Boot, fmt: FtraceFormat) -> Mapping[int, Iterator[_Record]]:

@@ -221,17 +221,18 @@ def page_svg(page_map: PageMap, width: int | None = None) -> str:
     return "\n".join(out)
 
 
-def save(page_map: PageMap, path: str) -> int:
+def save(page_map: PageMap, path: str, force: bool) -> int:
     """
     Write the picture to a file that has its name once it is whole.
 
     :param path: ends with ``.svg``, or the picture is a PNG.
+    :param force: it may replace a file.
     :return: how many bytes it has.
     :raises DumpError: if it cannot be written.
     """
     svg = path.endswith(".svg")
     data = page_svg(page_map).encode() if svg else page_png(page_map)
-    with files(path) as (file,):
+    with files(path, force=force) as (file,):
         file.write(data, 0)
         file.finish(len(data))
     return len(data)

@@ -258,9 +258,13 @@ def _clock(buffer: Buffer) -> str:
     return " ".join([f"[{buffer.clock}]", *others]) + "\n"
 
 
-def write_trace_dat(path: str, kernel: Kernel, buffers: Sequence[Buffer]) -> None:
+def write_trace_dat(
+    path: str, kernel: Kernel, buffers: Sequence[Buffer], force: bool
+) -> None:
     """
     Write trace buffers, the kernel's own and instances', as one file.
+
+    :param force: it may replace a file.
 
     :raises DumpError: if it cannot be written.
     """
@@ -270,7 +274,7 @@ def write_trace_dat(path: str, kernel: Kernel, buffers: Sequence[Buffer]) -> Non
     size = 1 << (max(capacity, 4080) + 8 + kernel.word - 1).bit_length()
     seen = _Seen(kernel)
     with contextlib.ExitStack() as stack:
-        (file,) = stack.enter_context(output.files(path))
+        (file,) = stack.enter_context(output.files(path, force=force))
         try:
             spool = stack.enter_context(tempfile.TemporaryFile())
             pages = _Pages(spool, size, kernel)

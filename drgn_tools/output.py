@@ -81,7 +81,7 @@ class Output(Protocol):
 
     def make_way(self) -> None:
         """
-        Remove what is where it belongs.
+        Remove what is where it belongs, if it may replace that.
 
         :raises DumpError: if that fails.
         """
@@ -175,6 +175,8 @@ class File:
             raise self._failed(error) from None
 
     def make_way(self) -> None:
+        if not self._force:
+            return
         try:
             os.unlink(self.target)
         except FileNotFoundError:

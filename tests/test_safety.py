@@ -371,6 +371,25 @@ def test_what_appears_meanwhile(
     assert not hidden(tmp_path)
 
 
+def test_part_that_appears_meanwhile(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a split dump that is written for the first time, nothing makes way either."""
+    (line,) = (line for line in LINES if line.startswith("extract -d1 --split"))
+    other = tmp_path / "out2"
+    make_way = output.File.make_way
+
+    def appear(file: output.File) -> None:
+        other.write_bytes(b"precious")
+        make_way(file)
+
+    monkeypatch.setattr(output.File, "make_way", appear)
+    outcome = write(line, source, tmp_path / "out")
+    assert outcome.status == 1
+    assert f"{other} exists by now" in outcome.stderr
+    assert other.read_bytes() == b"precious"
+
+
 @pytest.mark.usefixtures("programs")
 @each_line
 def test_temporary_name_that_is_there(

@@ -325,7 +325,9 @@ def _understood(
 
 
 def _number(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"\s*[-+]?[0-9]{1,9}\s*", text) else None
+    # Spaces as of C: int() takes no others that \s of str would.
+    found = re.fullmatch(r"\s*[-+]?[0-9]{1,9}\s*", text, re.ASCII)
+    return int(text) if found else None
 
 
 def _levels(text: str) -> list[int]:

@@ -38,7 +38,10 @@ def open_dump(dump: str, symbols: Sequence[str] = ()) -> Program:
     prog = Program()
     try:
         prog.set_core_dump(dump)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        why = error.strerror or error
+        raise DumpError(f"cannot open {dump}: {why}") from None
+    except ValueError as error:
         raise DumpError(f"cannot read {dump}: {error}") from None
     if not prog.flags & ProgramFlags.IS_LINUX_KERNEL:
         raise DumpError(f"{dump} is no dump of a Linux kernel with VMCOREINFO")

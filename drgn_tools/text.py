@@ -68,10 +68,15 @@ def decoded(data: bytes) -> str:
 # terminals get to see what is in pipes and files, too.
 
 
+def _escape(character: str) -> str:
+    # Bytes of file names that are no UTF-8, as the bytes that they are.
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) & 0xFF:02x}"
+    return character.encode("unicode_escape").decode()
+
+
 def _escaped(text: str) -> str:
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
 
 
 def printable(text: str) -> str:

@@ -143,6 +143,9 @@ def test_nothing_is_said_where_it_is_checked() -> None:
     assert outcome == (0, "", "")
     outcome = makedumpfile_forked("--check-params", "-d", "32", "a", "b")
     assert outcome == (1, "Dump_level(32) is invalid.\n", "")
+    # A space, for Python.
+    outcome = makedumpfile_forked("--check-params", "-d", "\x1f31", "a", "b")
+    assert outcome == (1, "Dump_level(\\x1f31) is invalid.\n", "")
     outcome = makedumpfile_forked("--message-level", "0", "-d", "32", "a", "b")
     assert outcome == (1, "", "")
 

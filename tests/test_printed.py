@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,9 @@ def test_every_character() -> None:
     for shown in (printable, printable_lines):
         assert shown("plain, Ä, 漢") == "plain, Ä, 漢"
         # What cannot be printed can be, in the end.
-        shown("\ud800").encode()
+        assert shown("\ud800") == r"\ud800"
+        # As it is in a file's name.
+        assert shown(os.fsdecode(b"a\xffb")) == r"a\xffb"
     assert harmless(json_line({EVERY: EVERY})).isascii()
     assert json.loads(json_line([EVERY])) == [EVERY]
 

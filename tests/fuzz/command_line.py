@@ -77,8 +77,12 @@ def run(words: tuple[str, ...], *, as_makedumpfile: bool = False) -> Outcome:
     return Outcome(status, raw.decode("utf-8", "replace"), err.getvalue())
 
 
-def check(outcome: Outcome, binary: bool = False) -> None:
-    """What goes for every command, whatever its input."""
+def check(outcome: Outcome, binary: bool = False, words: int = 0) -> None:
+    """
+    What goes for every command, whatever its input.
+
+    :param words: bytes of the command line, of which a line may have so many escaped.
+    """
     assert outcome.status in (0, 1, 2), outcome.status
     said = outcome.stderr if binary else outcome.stdout + outcome.stderr
     assert "Traceback" not in said, said
@@ -86,7 +90,8 @@ def check(outcome: Outcome, binary: bool = False) -> None:
     assert found is None, said[max(0, found.start() - 50) :][:100]
     if outcome.status:
         assert outcome.stderr or outcome.stdout, outcome
-        assert len(max(outcome.stderr.splitlines(), key=len, default="")) < 2000
+        longest = max(map(len, outcome.stderr.splitlines()), default=0)
+        assert longest < 2000 + 4 * words
 
 
 @contextlib.contextmanager
@@ -185,7 +190,7 @@ def read_arguments(data: bytes, folder: str) -> None:
                 outcome = run(tuple(words[1:]), as_makedumpfile=True)
             else:
                 outcome = run(tuple(words))
-        check(outcome, binary=not outcome.status)
+        check(outcome, binary=not outcome.status, words=len(data))
     finally:
         for name in os.listdir("."):
             if name != "dump":

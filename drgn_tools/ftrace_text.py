@@ -575,7 +575,7 @@ class Printer:
 
     def _print_fmt(self, event: TraceEvent) -> Print:
         if not event.print_fmt:
-            raise Unsupported("it has no print format")
+            raise Unsupported("nothing in it")
         print_fmt = event.print_fmt
         name = event.name
         where: Print | None = None

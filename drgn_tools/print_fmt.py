@@ -269,7 +269,7 @@ def _unescaped(token: str) -> str:
 
 def _tokens(source: str) -> list[tuple[str, str]]:
     if len(source) > _MAX_LENGTH:
-        raise Unsupported(f"it has {len(source)} characters")
+        raise Unsupported(f"{len(source)} characters")
     found: list[tuple[str, str]] = []
     at = 0
     end = len(source.rstrip())
@@ -321,7 +321,7 @@ class _Parser:
     def expression(self) -> _Node:
         self.depth += 1
         if self.depth > _MAX_DEPTH:
-            raise Unsupported("it nests too deep")
+            raise Unsupported("too much in each other")
         condition = self.logical_or()
         if self.has("?"):
             yes = self.expression()
@@ -415,7 +415,7 @@ class _Parser:
     def unary(self) -> _Node:
         self.depth += 1
         if self.depth > _MAX_DEPTH:
-            raise Unsupported("it nests too deep")
+            raise Unsupported("too much in each other")
         try:
             return self._unary()
         finally:
@@ -1057,7 +1057,7 @@ def compile_print_fmt(
     """
     parser = _Parser(source, fields, kernel, empty)
     if parser.peek()[0] != "string":
-        raise Unsupported("it does not begin with a format")
+        raise Unsupported("no format at its beginning")
     form = parser.strings()
     nodes: list[_Node] = []
     while parser.has(","):
@@ -1066,7 +1066,7 @@ def compile_print_fmt(
         try:
             nodes.append(parser.expression())
         except RecursionError:
-            raise Unsupported("it nests too deep") from None
+            raise Unsupported("too much in each other") from None
     if parser.peek()[0]:
         raise Unsupported(f"{parser.peek()[1]!r}")
     template = ""

@@ -339,15 +339,20 @@ def _work(
             try:
                 work(taken)
             except (MissingMemory, MemoryError) as error:
-                report = f"{taken} {_why(error)}".replace("\0", "?").encode()
+                report = _as_said(f"{taken} {_why(error)}")
                 os.write(write_end, report[: _SAID - 1] + b"\0")
         status = 0
     except DumpError as error:
-        os.write(write_end, str(error).encode()[:_SAID])
+        os.write(write_end, _as_said(str(error))[:_SAID])
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def _as_said(text: str) -> bytes:
+    # Names of files need not be UTF-8, and zeros end reports.
+    return text.replace("\0", "?").encode(errors="backslashreplace")
 
 
 def _why(error: MissingMemory | MemoryError) -> str:

@@ -439,3 +439,14 @@ def test_stopped_for_a_moment(done: Counters) -> None:
 
     assert run(10, work, 2, nothing) == {}
     assert [done[number] for number in range(10)] == [1] * 10
+
+
+@pytest.mark.parametrize("why", ["of \udcff", "of \0 in a name"])
+def test_reason_that_is_no_text(why: str) -> None:
+    """As of a file whose name is no UTF-8: it is still the reason."""
+
+    def fail(number: int) -> None:
+        raise DumpError(why)
+
+    with pytest.raises(DumpError, match=r"^of "):
+        run(4, fail, 2, nothing)

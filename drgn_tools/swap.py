@@ -149,6 +149,8 @@ class _Span(NamedTuple):
     pages: int
     # none, present, swap or unreadable.
     state: str
+    # How many of them an entry is for.
+    unit: int
     # Of a swap entry.
     type: int
     # The first page frame or offset, and how far each page's is from the one before.
@@ -169,7 +171,8 @@ def _spans(entries: Entries, start: int, end: int, mask: int) -> Iterator[_Span]
     shift = entries.shift
     if entries.words is None:
         pages = entries.size // _PAGE_SIZE
-        span = _Span(entries.address, pages, "unreadable", 0, 0, 0, entries.error)
+        error = entries.error
+        span = _Span(entries.address, pages, "unreadable", pages, 0, 0, 0, error)
         yield _clipped(span, start, end)
         return
     words = entries.words
@@ -191,6 +194,7 @@ def _spans(entries: Entries, start: int, end: int, mask: int) -> Iterator[_Span]
             entries.address + (begin << shift),
             (stop - begin) * pages,
             state,
+            pages,
             int(types[begin]),
             int(values[begin]),
             0 if state == "none" else 1,
@@ -239,9 +243,16 @@ class _Reader:
         elif span.state == "none":
             yield from self._absent(span.address, span.pages)
         else:
-            for number in range(span.pages):
+            number = 0
+            while number < span.pages:
                 place = self._swap.place(span.type, span.first + number * span.step)
-                yield span.address + number * _PAGE_SIZE, 1, place
+                address, count = span.address + number * _PAGE_SIZE, 1
+                if place.pfn is None and place.slot is None:
+                    # All that an entry is for is nowhere, which may be terabytes.
+                    count = span.unit - address // _PAGE_SIZE % span.unit
+                    count = min(count, span.pages - number)
+                yield address, count, place
+                number += count
 
     def _absent(self, address: int, pages: int) -> Iterator[tuple[int, int, Place]]:
         # Where there is no entry, the mapping says what would be.

@@ -643,6 +643,20 @@ def test_more_is_mapped_than_there_can_be(kernel: SwapKernel) -> None:
         list(swap.swap_map(kernel.task))
 
 
+def test_huge_entries_that_lead_nowhere(kernel: SwapKernel) -> None:
+    """They are for terabytes: that is said once, not of each page."""
+    at = [START, START + (1 << 39), START + (1 << 39) + (1 << 30)]
+    for address, level in zip(at, (3, 2, 1)):
+        kernel.entry(address, 1 << 9, level)
+    kernel.map(START + PAGE, at[2] + (4 << 21))
+    found = [(f.start, f.end, f.kind) for f in swap.swap_map(kernel.task)]
+    assert found == [
+        (at[0] + PAGE, at[1], "damaged"),
+        (at[1], at[2] + (1 << 21), "damaged"),
+        (at[2] + (1 << 21), at[2] + (4 << 21), "untouched"),
+    ]
+
+
 def test_hugetlbfs_is_left_alone(kernel: SwapKernel, shared: int) -> None:
     kernel.map(START, START + (1 << 21), vm_flags=0x400000, vm_file=kernel.file("x", 1))
     assert one(kernel).kind == "untouched"

@@ -12,7 +12,7 @@ import termios
 import unicodedata
 from pathlib import Path
 
-from tests.command import ROOT, environment, run_as
+from tests.command import COMMAND, ROOT, environment, run_as
 from tests.terminal import rest
 
 #: No NUL and no newline, which end strings and lines: clear, colour, window title,
@@ -42,10 +42,11 @@ def harmless(said: bytes | str) -> str:
     return text
 
 
-def at_terminal(program: str, *arguments: object) -> bytes:
+def at_terminal(program: str, *arguments: object, fresh: bool = False) -> bytes:
     """
-    What a command writes to a terminal, which is all three streams, in a copy of this
-    process: without colours, and what is written over as lines.
+    What a command writes to a terminal, which is all three streams: without colours,
+    and what is written over as lines. In a copy of this process, or in one of its own:
+    where drgn has read debugging symbols, whose threads a copy would wait for.
     """
     pid, terminal = pty.fork()
     if not pid:
@@ -55,6 +56,9 @@ def at_terminal(program: str, *arguments: object) -> bytes:
         termios.tcsetattr(1, termios.TCSANOW, settings)
         os.environ.clear()
         os.environ.update(environment(NO_COLOR="1", TERM="xterm"))
+        if fresh:
+            assert program == "drgn-tools"
+            os.execv(COMMAND[0], [*COMMAND, *map(str, arguments)])
         run_as(program, *arguments)
     return _PROGRESS.sub(rb"\1\2\n", rest(pid, terminal))
 

@@ -19,7 +19,7 @@ import pytest
 from drgn_tools import _plugin, session
 from drgn_tools.__main__ import commands
 from drgn_tools.oprofile_text import COLUMNS
-from tests.command import drgn_tools_forked
+from tests.command import drgn_tools
 from tests.printed import Tty, at_terminal, harmless, spoil, words
 
 from . import zram_guests
@@ -82,7 +82,7 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Dump
         for name in names:
             if name not in OF_NO_KERNEL:
                 for line in lines(name, dump, folder):
-                    said += drgn_tools_forked(*line).stdout
+                    said += drgn_tools(*line).stdout
         path = folder / made.__name__
         subprocess.run(["cp", "--sparse=always", dump.path, path], check=True)
         path.chmod(0o600)
@@ -95,7 +95,7 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Dump
 def test_commands(name: str, spoiled: dict[str, Dump], tmp_path: Path) -> None:
     said = ""
     for line in lines(name, spoiled[name], tmp_path):
-        one = at_terminal("drgn-tools", *line)
+        one = at_terminal("drgn-tools", *line, fresh=True)
         assert b"Traceback" not in one, line
         said += harmless(one)
     assert "\\x1b" in said or name in OF_NO_KERNEL

@@ -37,6 +37,8 @@ from .oprofile_guests import MATRIX, Guest, Spec
 
 PROGRAM = "/bin/oprofile"
 ESCAPE = (1 << 64) - 1
+# On x86-64 modules are loaded from here on or higher, and the kernel is below.
+_MODULES = 0xFFFFFFFFA0000000
 
 
 class Case(NamedTuple):
@@ -633,4 +635,7 @@ def test_live_is_what_read_returns(tmp_path: Path) -> None:
     kernel_side = [row for row in seen["read"] if row[0] == "kernel"]
     assert len(kernel_side) > 10
     assert sum(row[1] in handed for row in kernel_side) > 0.9 * len(kernel_side)
-    assert all(symbol for _, _, symbol in kernel_side)
+    # Of other modules than oprofile's, that guest has no symbols.
+    unnamed = [address for _, address, symbol in kernel_side if not symbol]
+    assert len(unnamed) < 0.2 * len(kernel_side)
+    assert all(address >= _MODULES for address in unnamed), [*map(hex, unnamed)]

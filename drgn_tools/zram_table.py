@@ -10,7 +10,7 @@ From :linux:`drivers/block/zram/zram_drv.h`.
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +23,10 @@ from drgn_tools.variables import page_size
 CHUNK = 1 << 16
 # 64 TiB in pages of 4 KiB: more than memory could hold the table of.
 _MAX_SLOTS = 1 << 34
-# A table of more slots is looked at in so many places before it is believed: if nothing
-# is there, it is not. So no more than 64 times what is there is read.
+# A table of more slots is looked at in so many places before it is believed, and so
+# many of them must be there: no more than 64 times what is there is read.
 _BELIEVED = 1 << 20
-_PLACES = 64
+_PLACES, _LEAST = 4096, 64
 
 KINDS = (
     "empty",
@@ -220,13 +220,16 @@ def check_table(zram: Object, layout: Layout, table: int, count: int) -> None:
     if count <= _BELIEVED:
         return
     width = np.dtype(layout.entry).itemsize
+    there = 0
     for number in range(1, _PLACES + 1):
         with contextlib.suppress(FaultError, OverflowError, ValueError):
             zram.prog_.read(table + (count * number // _PLACES - 1) * width, width)
-            return
+            there += 1
+            if there == _LEAST:
+                return
     raise LookupError(
-        f"a zram device of {count} pages, of which nothing is known: its memory is "
-        "damaged, or not in the dump"
+        f"a zram device of {count} pages, of which next to nothing is known: its "
+        "memory is damaged, or not in the dump"
     )
 
 
@@ -269,6 +272,8 @@ def read_slots(
     dtype = np.dtype(layout.entry)
     data, missing = _read(prog, table + first * dtype.itemsize, dtype.itemsize, count)
     raw = np.frombuffer(data, dtype)
+    if missing is not None and missing.all():
+        return _none_of(first, raw)
     handle = raw["handle"].astype(np.uint64)
     flags = raw["flags"].astype(np.uint64)
     if "size" in (dtype.names or ()):
@@ -286,27 +291,37 @@ def read_slots(
     if "lock" in (dtype.names or ()):
         locked |= raw["lock"] != 0
     kind = _classify(layout, handle, flags, size, page)
-    kind[missing] = UNREADABLE
+    if missing is not None:
+        kind[missing] = UNREADABLE
     return Slots(first, raw, handle, flags, size, priority, kind, locked)
+
+
+def _none_of(first: int, raw: npt.NDArray[Any]) -> Slots:
+    # Quickly: a damaged device may have a hundred million slots that are nowhere.
+    count = len(raw)
+    words, numbers = np.zeros(count, np.uint64), np.zeros(count, np.int64)
+    kind = np.full(count, UNREADABLE, np.uint8)
+    locked = np.zeros(count, np.bool_)
+    return Slots(first, raw, words, words, numbers, numbers, kind, locked)
 
 
 def _read(
     prog: Program, address: int, width: int, count: int
-) -> tuple[bytes, slice | npt.NDArray[np.int64]]:
-    # Slots, and which of them cannot be read.
+) -> tuple[bytes, Flags | None]:
+    # Slots, and which of them cannot be read, if any.
     try:
-        return prog.read(address, width * count), slice(0, 0)
+        return prog.read(address, width * count), None
     except (FaultError, OverflowError, ValueError):
         pass
     step = page_size(prog)
     data = bytearray(width * count)
-    missing: set[int] = set()
+    missing = np.zeros(count, np.bool_)
     at = 0
     while at < len(data):
         size = min(step - (address + at) % step, len(data) - at)
         try:
             data[at : at + size] = prog.read(address + at, size)
         except (FaultError, OverflowError, ValueError):
-            missing.update(range(at // width, -(-(at + size) // width)))
+            missing[at // width : -(-(at + size) // width)] = True
         at += size
-    return bytes(data), np.array(sorted(missing), np.int64)
+    return bytes(data), missing

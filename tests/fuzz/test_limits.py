@@ -28,6 +28,7 @@ from drgn_tools import (
     verify,
     workers,
     zram,
+    zram_table,
 )
 from drgn_tools.errors import DumpError, MissingMemory
 from drgn_tools.formats import elf, flattened, kdump
@@ -513,8 +514,17 @@ def test_zram_device_without_its_table(
 ) -> None:
     """Up to a million slots that are not there are told one by one."""
     kernel = ZramKernel(slots=12)
+    table = kernel.device.table.value_()
+    width = np.dtype(zram_table.read_layout(kernel.device).entry).itemsize
 
     def read() -> None:
+        # What the table would have in the middle is something else, and there.
+        size = 1 << 28
+        middle = kernel.direct + PAGE - size // 2 * width
+        kernel.set(kernel.zram, "struct zram", disksize=size * PAGE, table=middle)
+        with pytest.raises(LookupError, match="its memory is damaged"):
+            list(work(kernel.device))
+        kernel.set(kernel.zram, "struct zram", table=table)
         for count in (1 << 34, 1 << 33, 1 << 31):
             kernel.set(kernel.zram, "struct zram", disksize=count * PAGE)
             kernel.prog.cache.clear()

@@ -48,7 +48,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "stream": (output.Stream, "_put"),
     "hand over": (output.Stream, "_hand_over"),
     "fsync": (os, "fsync"),
-    "make way": (os, "unlink"),
+    "unlink": (os, "unlink"),
     "rename": (os, "rename"),
 }
 WHO = ("first", "worker")
@@ -212,7 +212,7 @@ def judge(
         return f"incomplete, and says so ({len(expected) - len(found)} pages)"
     assert not marked or status
     assert status in (0, -signal.SIGKILL), said
-    return "complete" if not status else "complete, killed after the rename"
+    return "complete" if not status else "complete, killed when it had its name"
 
 
 def _judge_hidden(path: Path, kind: str, expected: dict[int, bytes]) -> None:

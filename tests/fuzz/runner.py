@@ -51,7 +51,7 @@ _TRACED_FIRST, _TRACED_LATER = 32, 128
 _FIRST = 100_000
 # After so many inputs, what refers to itself is collected: until then it keeps its
 # files open, and its memory.
-_COLLECTED = 16
+_COLLECTED = 64
 # Inputs that reached something new, at most.
 _MOST_KEPT = 2000
 # One input in shared memory: number, its length, whether one is being read.

@@ -10,7 +10,7 @@ From :linux:`drivers/block/zram/zram_drv.h`.
 from __future__ import annotations
 
 import contextlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -272,8 +272,6 @@ def read_slots(
     dtype = np.dtype(layout.entry)
     data, missing = _read(prog, table + first * dtype.itemsize, dtype.itemsize, count)
     raw = np.frombuffer(data, dtype)
-    if missing is not None and missing.all():
-        return _none_of(first, raw)
     handle = raw["handle"].astype(np.uint64)
     flags = raw["flags"].astype(np.uint64)
     if "size" in (dtype.names or ()):
@@ -294,15 +292,6 @@ def read_slots(
     if missing is not None:
         kind[missing] = UNREADABLE
     return Slots(first, raw, handle, flags, size, priority, kind, locked)
-
-
-def _none_of(first: int, raw: npt.NDArray[Any]) -> Slots:
-    # Quickly: a damaged device may have a hundred million slots that are nowhere.
-    count = len(raw)
-    words, numbers = np.zeros(count, np.uint64), np.zeros(count, np.int64)
-    kind = np.full(count, UNREADABLE, np.uint8)
-    locked = np.zeros(count, np.bool_)
-    return Slots(first, raw, words, words, numbers, numbers, kind, locked)
 
 
 def _read(
